@@ -1,0 +1,90 @@
+package v1alpha1
+
+import (
+	"math"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Key identifies the Function.
+func (f *Function) Key() types.NamespacedName {
+	return types.NamespacedName{Namespace: f.Namespace, Name: f.Name}
+}
+
+// WorkloadName is the name of the workload that is scaled.
+func (f *Function) WorkloadName() string {
+	if f.Spec.WorkloadRef != nil {
+		return f.Spec.WorkloadRef.Name
+	}
+	return f.Name
+}
+
+// ServiceName is the name of the function's own Service, or "" when requests do not come over HTTP.
+func (f *Function) ServiceName() string {
+	switch {
+	case f.Spec.Traffic == nil:
+		return ""
+	case f.Spec.Traffic.Service.Name != "":
+		return f.Spec.Traffic.Service.Name
+	default:
+		return f.Name
+	}
+}
+
+// OwnedName is the name of what Sluice makes for the function: its HorizontalPodAutoscaler and, in mode Proxied, the
+// Service through the gate. It is never the bare name of the function, which the workload's own tools may use.
+func (f *Function) OwnedName() string { return "sluice-" + f.Name }
+
+// IsProxied tells whether the gate is always in the path of the function's Service sluice-<name>.
+func (f *Function) IsProxied() bool { return f.Spec.Traffic != nil && f.Spec.Traffic.Mode == Proxied }
+
+// MaySleep tells whether the function may have no replica.
+func (f *Function) MaySleep() bool { return f.Spec.Scale.MinReplicas == 0 && f.Spec.Traffic != nil }
+
+// Window is the window of requests_per_second.
+func (f *Function) Window() time.Duration {
+	for _, m := range f.Spec.Metrics {
+		if m.RequestRate != nil {
+			return durationOr(m.RequestRate.Window, DefaultWindow)
+		}
+	}
+	return DefaultWindow
+}
+
+// IdleAfter is how long the function is without requests before it sleeps.
+func (f *Function) IdleAfter() time.Duration { return durationOr(f.Spec.Scale.IdleAfter, time.Minute) }
+
+// HoldTimeout bounds how long one request is held.
+func (f *Function) HoldTimeout() time.Duration {
+	return durationOr(f.Spec.Activation.Timeout, time.Minute)
+}
+
+func durationOr(d *metav1.Duration, otherwise time.Duration) time.Duration {
+	if d == nil || d.Duration <= 0 {
+		return otherwise
+	}
+	return d.Duration
+}
+
+// AwakeReplicas bounds n by the Function's minReplicas, its maxReplicas, and 1 from below: it is the number of
+// replicas to ask for while the function is awake.
+func (f *Function) AwakeReplicas(n int32) int32 {
+	return min(max(n, f.Spec.Scale.MinReplicas, 1), max(f.Spec.Scale.MaxReplicas, 1))
+}
+
+// WakeReplicas is the number of replicas that held requests ask for: one for each target of the concurrency metric,
+// or for each activation.perReplica where there is none, within the bounds of AwakeReplicas.
+func (f *Function) WakeReplicas(held int) int32 {
+	per := float64(f.Spec.Activation.PerReplica)
+	for _, m := range f.Spec.Metrics {
+		if m.Concurrency != nil {
+			per = m.Concurrency.Target.AsApproximateFloat64()
+		}
+	}
+	if per <= 0 {
+		per = 100
+	}
+	return f.AwakeReplicas(int32(min(math.Ceil(float64(held)/per), math.MaxInt32)))
+}

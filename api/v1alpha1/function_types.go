@@ -1,0 +1,405 @@
+package v1alpha1
+
+import (
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// Function makes a workload with a Service in front of it scale on its own traffic, down to zero and back.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=fn,categories=all
+// +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
+// +kubebuilder:printcolumn:name="Replicas",type=integer,JSONPath=`.status.replicas`
+// +kubebuilder:printcolumn:name="Rate",type=string,JSONPath=`.status.metrics[?(@.name=="requests_per_second")].value`
+// +kubebuilder:printcolumn:name="Lag",type=string,JSONPath=`.status.metrics[?(@.name=="kafka_lag")].value`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.lastDecision.reason`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 56 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="metadata.name must be a DNS label of at most 56 characters, because sluice-<name> names a Service; choose a shorter name without dots"
+type Function struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   FunctionSpec   `json:"spec"`
+	Status FunctionStatus `json:"status,omitempty"`
+}
+
+// FunctionList is a list of Functions.
+//
+// +kubebuilder:object:root=true
+type FunctionList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Function `json:"items"`
+}
+
+// FunctionSpec says what the function runs as, how requests reach it, and what it scales on.
+//
+// +kubebuilder:validation:XValidation:rule="self.scale.minReplicas > 0 || has(self.traffic)",message="spec.scale.minReplicas 0 needs spec.traffic, because nothing else can wake the function in this version; set spec.traffic or minReplicas of at least 1"
+// +kubebuilder:validation:XValidation:rule="self.scale.minReplicas > 0 || !has(self.traffic) || self.traffic.mode == 'Proxied' || has(self.traffic.podMetrics)",message="spec.scale.minReplicas 0 in mode Direct needs spec.traffic.podMetrics.requests, because past the gate only the pods can tell that they are idle; set podMetrics, or mode Proxied"
+// +kubebuilder:validation:XValidation:rule="!has(self.metrics) || !self.metrics.exists(m, has(m.requestRate)) || (has(self.traffic) && (self.traffic.mode == 'Proxied' || has(self.traffic.podMetrics)))",message="spec.metrics[].requestRate needs someone who counts: set spec.traffic.mode Proxied, or spec.traffic.podMetrics.requests"
+// +kubebuilder:validation:XValidation:rule="!has(self.metrics) || !self.metrics.exists(m, has(m.concurrency)) || (has(self.traffic) && (self.traffic.mode == 'Proxied' || (has(self.traffic.podMetrics) && has(self.traffic.podMetrics.inFlight))))",message="spec.metrics[].concurrency needs someone who counts: set spec.traffic.mode Proxied, or name a gauge in spec.traffic.podMetrics.inFlight"
+type FunctionSpec struct {
+	// WorkloadRef names what is scaled. Default: the apps/v1 Deployment with the Function's own name.
+	// +optional
+	WorkloadRef *WorkloadRef `json:"workloadRef,omitempty"`
+
+	// Traffic says how HTTP requests reach the function. Leave it out when they do not.
+	// +optional
+	Traffic *Traffic `json:"traffic,omitempty"`
+
+	// Scale bounds the replicas.
+	Scale Scale `json:"scale"`
+
+	// Metrics are what the function scales on; the largest answer wins, as in the HorizontalPodAutoscaler. Without
+	// any, the function only sleeps and wakes, and no HorizontalPodAutoscaler is made.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:XValidation:rule="self.filter(m, has(m.requestRate)).size() <= 1",message="spec.metrics may hold one requestRate; remove the others"
+	// +kubebuilder:validation:XValidation:rule="self.filter(m, has(m.concurrency)).size() <= 1",message="spec.metrics may hold one concurrency; remove the others"
+	Metrics []Metric `json:"metrics,omitempty"`
+
+	// Activation tunes how requests are held while the function wakes.
+	// +optional
+	// +kubebuilder:default={}
+	Activation Activation `json:"activation,omitempty"`
+}
+
+// WorkloadRef names a workload in the Function's namespace.
+//
+// +kubebuilder:validation:XValidation:rule="self.apiVersion == 'apps/v1' && self.kind == 'Deployment'",message="spec.workloadRef must name an apps/v1 Deployment; other kinds are not served in this version"
+type WorkloadRef struct {
+	// APIVersion of the workload.
+	// +kubebuilder:default="apps/v1"
+	APIVersion string `json:"apiVersion,omitempty"`
+	// Kind of the workload.
+	// +kubebuilder:default="Deployment"
+	Kind string `json:"kind,omitempty"`
+	// Name of the workload.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Name string `json:"name"`
+}
+
+// TrafficMode says when the gate is in the path of requests.
+//
+// +kubebuilder:validation:Enum=Direct;Proxied
+type TrafficMode string
+
+const (
+	// Direct puts the gate into the path only while the function has no pod.
+	Direct TrafficMode = "Direct"
+	// Proxied leads requests through the gate always, by the Service sluice-<function> and by the shared door.
+	Proxied TrafficMode = "Proxied"
+)
+
+// Traffic says how HTTP requests reach the function, and who counts them.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.hosts) || self.mode == 'Proxied'",message="spec.traffic.hosts needs mode Proxied: the shared door always leads through the gate; set mode Proxied or remove hosts"
+// +kubebuilder:validation:XValidation:rule="!has(self.podMetrics) || self.mode == 'Direct'",message="spec.traffic.podMetrics needs mode Direct: in mode Proxied the gate counts, and counting at the pods too would count twice; remove podMetrics or set mode Direct"
+type Traffic struct {
+	// Service is the Service in front of the function's pods. It is never edited.
+	// +optional
+	// +kubebuilder:default={}
+	Service ServiceRef `json:"service,omitempty"`
+
+	// Mode says when the gate is in the path.
+	// +kubebuilder:default=Direct
+	Mode TrafficMode `json:"mode,omitempty"`
+
+	// Hosts are the Host names under which the shared door of the gate serves the function, lower case, without port.
+	// Mode Proxied only. A host belongs to the oldest Function that names it.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=253
+	// +kubebuilder:validation:items:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
+	Hosts []string `json:"hosts,omitempty"`
+
+	// PodMetrics says where the function's pods count their own requests. Mode Direct only.
+	// +optional
+	PodMetrics *PodMetrics `json:"podMetrics,omitempty"`
+}
+
+// ServiceRef names a port of a Service in the Function's namespace.
+type ServiceRef struct {
+	// Name of the Service. Default: the Function's own name.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	Name string `json:"name,omitempty"`
+	// Port is the name or the number of the Service's port. Default: its only port.
+	// +optional
+	Port *intstr.IntOrString `json:"port,omitempty"`
+}
+
+// PodMetrics says where the function's pods expose counts of their own requests, as Prometheus text over HTTP.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.preset)",message="spec.traffic.podMetrics.preset is not served in this version; name the counter in podMetrics.requests"
+// +kubebuilder:validation:XValidation:rule="has(self.requests)",message="spec.traffic.podMetrics.requests is required: the name of a counter of requests"
+type PodMetrics struct {
+	// Preset is reserved for the names that known runtimes use. Not served in this version.
+	// +optional
+	Preset string `json:"preset,omitempty"`
+	// Port of the pod that serves the metrics. Default: the target port of the function's Service port.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port,omitempty"`
+	// Path of the metrics.
+	// +kubebuilder:default="/metrics"
+	// +kubebuilder:validation:Pattern=`^/`
+	// +kubebuilder:validation:MaxLength=1024
+	Path string `json:"path,omitempty"`
+	// Requests is the name of a counter of requests. Its series are summed over all labels.
+	// +optional
+	// +kubebuilder:validation:Pattern=`^[a-zA-Z_:][a-zA-Z0-9_:]*$`
+	// +kubebuilder:validation:MaxLength=200
+	Requests string `json:"requests,omitempty"`
+	// InFlight is the name of a gauge of requests in flight, summed over all labels. Name it where a call may last
+	// longer than scale.idleAfter: a running call is seen only by it.
+	// +optional
+	// +kubebuilder:validation:Pattern=`^[a-zA-Z_:][a-zA-Z0-9_:]*$`
+	// +kubebuilder:validation:MaxLength=200
+	InFlight string `json:"inFlight,omitempty"`
+}
+
+// Scale bounds the replicas of the workload.
+//
+// +kubebuilder:validation:XValidation:rule="self.minReplicas <= self.maxReplicas",message="spec.scale.minReplicas must not be above spec.scale.maxReplicas; lower minReplicas or raise maxReplicas"
+type Scale struct {
+	// MinReplicas is the lower bound. 0 lets the function sleep. Default 0.
+	// +kubebuilder:default=0
+	// +kubebuilder:validation:Minimum=0
+	MinReplicas int32 `json:"minReplicas"`
+	// MaxReplicas is the upper bound.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=10000
+	MaxReplicas int32 `json:"maxReplicas"`
+	// IdleAfter is how long the function is without any request, started or running, before it sleeps. Default 60s.
+	// +kubebuilder:default="60s"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('24h')",message="spec.scale.idleAfter must be between 1s and 24h"
+	// +optional
+	IdleAfter *metav1.Duration `json:"idleAfter,omitempty"`
+	// Behavior is passed to the HorizontalPodAutoscaler as it is.
+	// +optional
+	Behavior *autoscalingv2.HorizontalPodAutoscalerBehavior `json:"behavior,omitempty"`
+}
+
+// Metric is one thing to scale on; exactly one member is set.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.kafkaLag)",message="spec.metrics[].kafkaLag is not served in this version; remove it"
+// +kubebuilder:validation:XValidation:rule="!has(self.prometheus)",message="spec.metrics[].prometheus is not served in this version; remove it"
+// +kubebuilder:validation:XValidation:rule="!has(self.resource)",message="spec.metrics[].resource is not served in this version; remove it"
+// +kubebuilder:validation:XValidation:rule="[has(self.requestRate), has(self.concurrency), has(self.kafkaLag), has(self.prometheus), has(self.resource)].filter(x, x).size() == 1",message="each of spec.metrics sets exactly one of requestRate, concurrency"
+type Metric struct {
+	// RequestRate scales on requests per second.
+	// +optional
+	RequestRate *RequestRateMetric `json:"requestRate,omitempty"`
+	// Concurrency scales on requests in flight, held ones included.
+	// +optional
+	Concurrency *ConcurrencyMetric `json:"concurrency,omitempty"`
+	// KafkaLag scales on the lag of a consumer group. Not served in this version.
+	// +optional
+	KafkaLag *KafkaLagMetric `json:"kafkaLag,omitempty"`
+	// Prometheus scales on the result of an instant query. Not served in this version.
+	// +optional
+	Prometheus *PrometheusMetric `json:"prometheus,omitempty"`
+	// Resource scales on the pods' use of CPU or memory. Not served in this version.
+	// +optional
+	Resource *ResourceMetric `json:"resource,omitempty"`
+}
+
+// RequestRateMetric scales on requests_per_second.
+type RequestRateMetric struct {
+	// Target is the number of requests per second that one replica should serve, as a quantity ("50", "500m").
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) > 0 : quantity(string(self)).isGreaterThan(quantity('0'))",message="spec.metrics[].requestRate.target must be above 0"
+	Target resource.Quantity `json:"target"`
+	// Window is the time over which the rate is taken. Default 30s.
+	// +kubebuilder:default="30s"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('5s') && duration(self) <= duration('5m')",message="spec.metrics[].requestRate.window must be between 5s and 5m"
+	// +optional
+	Window *metav1.Duration `json:"window,omitempty"`
+}
+
+// ConcurrencyMetric scales on requests_in_flight.
+type ConcurrencyMetric struct {
+	// Target is the number of requests that one replica should have in flight, as a quantity.
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) > 0 : quantity(string(self)).isGreaterThan(quantity('0'))",message="spec.metrics[].concurrency.target must be above 0"
+	Target resource.Quantity `json:"target"`
+}
+
+// KafkaLagMetric scales on kafka_lag. Not served in this version.
+type KafkaLagMetric struct {
+	// BootstrapServers of the cluster, host:port.
+	// +listType=atomic
+	BootstrapServers []string `json:"bootstrapServers"`
+	// Topic whose lag counts.
+	Topic string `json:"topic"`
+	// Group that consumes.
+	Group string `json:"group"`
+	// Target is the number of records per replica.
+	Target resource.Quantity `json:"target"`
+	// Activation is the number of records in total above which a sleeping function wakes.
+	// +optional
+	Activation *resource.Quantity `json:"activation,omitempty"`
+	// AuthRef names a Secret in the Function's namespace.
+	// +optional
+	AuthRef *SecretRef `json:"authRef,omitempty"`
+}
+
+// SecretRef names a Secret in the Function's namespace.
+type SecretRef struct {
+	// Name of the Secret.
+	Name string `json:"name"`
+}
+
+// PrometheusMetric scales on an instant query. Not served in this version.
+type PrometheusMetric struct {
+	// Name under which the value is served.
+	Name string `json:"name"`
+	// Server is the base URL of the Prometheus server.
+	Server string `json:"server"`
+	// Query in PromQL, with one number as its answer.
+	Query string `json:"query"`
+	// Target per replica.
+	Target resource.Quantity `json:"target"`
+}
+
+// ResourceMetric scales on CPU or memory. Not served in this version.
+type ResourceMetric struct {
+	// Name of the resource.
+	// +kubebuilder:validation:Enum=cpu;memory
+	Name string `json:"name"`
+	// Utilization is the target in percent of the pods' requests.
+	// +kubebuilder:validation:Minimum=1
+	Utilization int32 `json:"utilization"`
+}
+
+// Activation tunes how requests are held while the function wakes.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.probe) || self.probe == 'Ready'",message="spec.activation.probe Auto is not served in this version; leave it out or set Ready"
+type Activation struct {
+	// Timeout bounds how long one request is held. Default 60s.
+	// +kubebuilder:default="60s"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('10m')",message="spec.activation.timeout must be between 1s and 10m"
+	// +optional
+	Timeout *metav1.Duration `json:"timeout,omitempty"`
+	// MaxHeld bounds the requests that one activator holds for the function. Default 1000.
+	// +kubebuilder:default=1000
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100000
+	MaxHeld int32 `json:"maxHeld,omitempty"`
+	// PerReplica is how many held requests ask for one replica when spec.metrics has no concurrency. Default 100.
+	// +kubebuilder:default=100
+	// +kubebuilder:validation:Minimum=1
+	PerReplica int32 `json:"perReplica,omitempty"`
+	// Probe says what makes a pod take its first request: Ready waits for the pod's readiness.
+	// +optional
+	// +kubebuilder:validation:Enum=Ready;Auto
+	Probe string `json:"probe,omitempty"`
+}
+
+// Phase is where the function is between sleeping and serving.
+//
+// +kubebuilder:validation:Enum=Idle;Waking;Active
+type Phase string
+
+const (
+	// Idle means no replica, the gate holds the path.
+	Idle Phase = "Idle"
+	// Waking means replicas are asked for and none is ready.
+	Waking Phase = "Waking"
+	// Active means at least one pod is ready.
+	Active Phase = "Active"
+)
+
+// Condition types of a Function. Each carries observedGeneration, and a message that names the field and the remedy.
+const (
+	// ConditionReady is True when the function can serve: its workload and Service exist and the gate is set up.
+	ConditionReady = "Ready"
+	// ConditionMetricsAvailable is True when every metric of the function has a known value.
+	ConditionMetricsAvailable = "MetricsAvailable"
+	// ConditionScalingActive is True when Sluice scales the workload.
+	ConditionScalingActive = "ScalingActive"
+)
+
+// FunctionStatus is what Sluice last saw and did. It is written on transitions, and while the function is awake at
+// most every 15 s when a value in it has moved materially; live numbers are the metrics API's.
+type FunctionStatus struct {
+	// ObservedGeneration is the generation of the spec that this status speaks of.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// Phase of the function.
+	// +optional
+	Phase Phase `json:"phase,omitempty"`
+	// Replicas that the workload asks for.
+	// +optional
+	Replicas int32 `json:"replicas"`
+	// ReadyReplicas are the function's pods that are ready behind its Service.
+	// +optional
+	ReadyReplicas int32 `json:"readyReplicas"`
+	// Gate says where the gate listens for the function.
+	// +optional
+	Gate *GateStatus `json:"gate,omitempty"`
+	// Metrics are the values last seen.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	Metrics []MetricStatus `json:"metrics,omitempty"`
+	// LastDecision is the last change of scale or path and why it was made.
+	// +optional
+	LastDecision *DecisionStatus `json:"lastDecision,omitempty"`
+	// Conditions: Ready, MetricsAvailable, ScalingActive.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// GateStatus says where the gate listens for the function.
+type GateStatus struct {
+	// Port on every activator that belongs to this function alone.
+	Port int32 `json:"port"`
+	// ServicePort is the name of the port of the function's Service, empty where that port has no name.
+	// +optional
+	ServicePort string `json:"servicePort"`
+	// InPath is true while the gate's endpoints are part of the function's own Service.
+	// +optional
+	InPath bool `json:"inPath"`
+}
+
+// MetricStatus is one value with its age.
+type MetricStatus struct {
+	// Name of the metric, as the metrics API serves it.
+	Name string `json:"name"`
+	// Value last seen, in the metric's own unit. Absent when it is unknown.
+	// +optional
+	Value *resource.Quantity `json:"value,omitempty"`
+	// Target per replica, where the function scales on this metric.
+	// +optional
+	Target *resource.Quantity `json:"target,omitempty"`
+	// ObservedAt is the time the value was true.
+	// +optional
+	ObservedAt *metav1.Time `json:"observedAt,omitempty"`
+	// Unknown says in words why there is no value.
+	// +optional
+	Unknown string `json:"unknown,omitempty"`
+}
+
+// DecisionStatus is one decision and its inputs.
+type DecisionStatus struct {
+	// Time of the decision.
+	Time metav1.Time `json:"time"`
+	// Reason in one CamelCase word.
+	Reason string `json:"reason"`
+	// Message gives the inputs with their age, the formula and the clamps.
+	Message string `json:"message"`
+	// From is the number of replicas before.
+	From int32 `json:"from"`
+	// To is the number of replicas asked for.
+	To int32 `json:"to"`
+}
