@@ -1,0 +1,145 @@
+# Sluice. `make help` lists the targets. Only Go, git and make are needed beforehand; what runs a cluster needs root
+# on Debian, and installs the Debian packages it lacks by itself.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-print-directory
+
+ROOT     := $(CURDIR)
+STATE    := $(ROOT)/.cluster
+BUILD    := $(STATE)/build
+KUBECTL  ?= kubectl
+KUSTOMIZATION ?= manifests/base
+IMAGES   := activator adapter scaler function
+MODULES  := . test/cluster test/e2e
+TOOL      = go tool -modfile=$(ROOT)/go.tools.mod
+CLUSTER   = go -C $(ROOT)/test/cluster run ./cmd/cluster -dir $(STATE)
+# What runs in the test cluster's network: its API server, its Services and its pods are reachable only there.
+INSIDE    = . $(STATE)/env; nsenter --net=/run/netns/$$SLUICE_NETNS
+VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo dev)
+export CGO_ENABLED ?= 0
+export GOFLAGS := -buildvcs=false -trimpath
+
+##@ See it
+.PHONY: demo
+demo: ## a cluster, Sluice and a function: cold start, load, scaling, sleep (root, Debian)
+	@$(MAKE) deploy
+	@go build -o $(BUILD)/demo ./test/demo
+	@$(STATE)/bin/kubectl apply -f test/function/function.yaml
+	@$(INSIDE) $(BUILD)/demo --kubeconfig $$KUBECONFIG
+
+.PHONY: demo-down
+demo-down: cluster-down ## end what demo left running
+
+##@ Test
+.PHONY: test
+test: ## everything: check, integration and, as root, the stories on a real cluster
+	@$(MAKE) check
+	@$(MAKE) integration
+	@if [ "$$(id -u)" = 0 ] && [ "$$(uname -s)" = Linux ]; then $(MAKE) e2e; \
+	else \
+	  echo "NOT RUN: the cluster stories of test/e2e, which need root on Debian. Run them with: sudo make e2e"; \
+	  if [ "$${CI:-}" = true ]; then echo "CI=true: that is a failure."; exit 1; fi; \
+	fi
+
+.PHONY: check
+check: verify lint unit ## what needs no cluster: generated files, lint, unit tests with -race
+
+.PHONY: unit
+unit: ## unit tests with the race detector
+	@echo "== unit tests"
+	@for m in $(MODULES); do CGO_ENABLED=1 go -C $$m test -race $(TESTFLAGS) ./...; done
+
+.PHONY: integration
+integration: ## real etcd, API server and HPA controller on loopback, no node, no root
+	@$(CLUSTER) build
+	@echo "== integration tests"
+	@go -C test/e2e test -count=1 -tags integration -timeout 10m $(TESTFLAGS) ./integration -args -state $(STATE)
+
+.PHONY: e2e
+e2e: deploy ## the stories of test/e2e on the test cluster (root, Debian); RUN=regexp picks some
+	@echo "== stories on the cluster"
+	@go -C test/e2e test -c -tags e2e -o $(BUILD)/e2e.test .
+	@$(INSIDE) $(BUILD)/e2e.test -test.v -test.count=1 -test.timeout 25m $(if $(RUN),-test.run '$(RUN)') -root $(ROOT)
+
+.PHONY: lint
+lint: ## golangci-lint over every module
+	@echo "== lint (the first run compiles golangci-lint, which takes minutes)"
+	@mkdir -p $(BUILD) && $(TOOL) -n golangci-lint >/dev/null
+	@for m in $(MODULES); do echo "lint $$m"; (cd $$m && $(TOOL) golangci-lint run --config $(ROOT)/.golangci.yml --build-tags e2e,integration,cluster ./...); done
+
+##@ Generate
+.PHONY: generate
+generate: ## deep copies and the CRD, from api/v1alpha1
+	@$(TOOL) controller-gen object paths=./api/...
+	@$(TOOL) controller-gen crd paths=./api/... output:crd:stdout > manifests/crd/functions.yaml
+
+.PHONY: verify
+verify: ## fails where generate would change a file
+	@echo "== generated files"
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	$(TOOL) controller-gen crd paths=./api/... output:crd:stdout > $$tmp/functions.yaml; \
+	diff -u manifests/crd/functions.yaml $$tmp/functions.yaml || { echo "run make generate"; exit 1; }; \
+	$(TOOL) controller-gen object paths=./api/... output:object:dir=$$tmp; \
+	diff -u api/v1alpha1/zz_generated.deepcopy.go $$tmp/zz_generated.deepcopy.go || { echo "run make generate"; exit 1; }
+	@for m in $(MODULES); do go -C $$m mod tidy -diff || { echo "run go mod tidy in $$m"; exit 1; }; done
+
+.PHONY: format
+format: ## gofumpt and gci over every module
+	@for m in $(MODULES); do (cd $$m && $(TOOL) golangci-lint fmt --config $(ROOT)/.golangci.yml); done
+
+##@ Install
+.PHONY: images
+images: ## the images as docker-archive files, .cluster/images/NAME.tar
+	@mkdir -p $(BUILD) $(STATE)/images
+	@for i in $(IMAGES); do \
+	  pkg=./cmd/$$i; [ $$i = function ] && pkg=./test/function; \
+	  echo "image docker.io/sluice/$$i:dev"; \
+	  go build -ldflags '-s -w' -o $(BUILD)/$$i $$pkg; \
+	  $(CLUSTER) image -o $(STATE)/images/$$i.tar -name docker.io/sluice/$$i:dev -binary $(BUILD)/$$i; \
+	done
+
+.PHONY: install
+install: ## manifests into the current kubeconfig (KUSTOMIZATION=dir for an overlay of your own)
+	@for v in v1beta1 v1beta2; do \
+	  owner=$$($(KUBECTL) get apiservice $$v.custom.metrics.k8s.io --ignore-not-found -o 'jsonpath={.spec.service.namespace}/{.spec.service.name}'); \
+	  case "$$owner" in ""|sluice-system/sluice-adapter) ;; \
+	  *) echo "install: APIService $$v.custom.metrics.k8s.io belongs to $$owner; remove that adapter first. Nothing was changed."; exit 1;; esac; \
+	done
+	$(KUBECTL) apply -k $(KUSTOMIZATION)
+	@$(MAKE) wait-installed
+
+.PHONY: wait-installed
+wait-installed:
+	@for d in adapter activator scaler; do $(KUBECTL) -n sluice-system rollout status deployment/sluice-$$d --timeout=180s; done
+	@$(KUBECTL) wait --for=condition=Available --timeout=60s apiservice/v1beta1.custom.metrics.k8s.io apiservice/v1beta2.custom.metrics.k8s.io
+
+.PHONY: uninstall
+uninstall: ## the reverse: functions first, so that what sleeps runs again, then everything of Sluice
+	@if $(KUBECTL) get crd functions.sluice.dev >/dev/null 2>&1; then \
+	  echo "Removing every Function; what sleeps is woken first."; \
+	  $(KUBECTL) delete functions.sluice.dev --all --all-namespaces --timeout=180s; \
+	fi
+	$(KUBECTL) delete apiservice v1beta1.custom.metrics.k8s.io v1beta2.custom.metrics.k8s.io --ignore-not-found
+	$(KUBECTL) delete -k $(KUSTOMIZATION) --ignore-not-found --timeout=180s
+
+##@ The test cluster
+.PHONY: cluster-up
+cluster-up: ## a real one-node Kubernetes, built from Go modules (root, Debian)
+	@$(CLUSTER) up
+
+.PHONY: cluster-down
+cluster-down: ## end it, leaving nothing behind
+	@$(CLUSTER) down
+
+.PHONY: deploy
+deploy: cluster-up images ## the images into the test cluster, and Sluice from this tree
+	@$(CLUSTER) load $(IMAGES:%=$(STATE)/images/%.tar)
+	@$(MAKE) install KUBECTL=$(STATE)/bin/kubectl
+	@$(STATE)/bin/kubectl -n sluice-system rollout restart deployment >/dev/null
+	@$(MAKE) wait-installed KUBECTL=$(STATE)/bin/kubectl
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
