@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// MaxDelay bounds how long one call may take.
+const MaxDelay = time.Minute
+
+// Options of the function.
+type Options struct {
+	// Name is what the function answers with: the pod's name.
+	Name string
+	// Delay is how long a call takes that does not say so itself. Default 0, at most MaxDelay.
+	Delay time.Duration
+	// StartDelay is how long the function is not ready after its start. Default 0.
+	StartDelay time.Duration
+	// Drain bounds how long Run waits for calls in flight once its context has ended. Default 0: not at all.
+	Drain time.Duration
+}
+
+func (o Options) validate() error {
+	if o.Delay < 0 || o.Delay > MaxDelay {
+		return fmt.Errorf("delay %s: must be between 0 and %s", o.Delay, MaxDelay)
+	}
+	if o.StartDelay < 0 {
+		return fmt.Errorf("start delay %s: must not be negative", o.StartDelay)
+	}
+	if o.Drain < 0 {
+		return fmt.Errorf("drain %s: must not be negative", o.Drain)
+	}
+	return nil
+}
+
+// Run serves on ln until ctx ends, then accepts no more and waits for the calls in flight, for opts.Drain at most. It
+// returns an error when it could not serve, or when it had to cut calls off.
+func Run(ctx context.Context, ln net.Listener, opts Options) error {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	srv := &http.Server{
+		Handler:           newFunction(opts).handler(),
+		Protocols:         &protocols,
+		ReadHeaderTimeout: 10 * time.Second,
+		// Longer than the 90 s for which Go's clients and the gate keep an idle connection: the side that closes last
+		// cannot close under a request that is on its way.
+		IdleTimeout: 2 * time.Minute,
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ln) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve on %s: %w", ln.Addr(), err)
+	case <-ctx.Done():
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), opts.Drain)
+	defer cancel()
+	err := srv.Shutdown(drain)
+	if err != nil {
+		err = fmt.Errorf("calls still in flight %s after the end was asked for: %w", opts.Drain, err)
+		err = errors.Join(err, srv.Close())
+	}
+	<-served
+	return err
+}
+
+// function answers and counts. Its handler is safe for concurrent use.
+type function struct {
+	opts    Options
+	readyAt time.Time
+	ids     ids
+
+	registry *prometheus.Registry
+	calls    *prometheus.CounterVec
+	failures *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	inFlight prometheus.Gauge
+}
+
+func newFunction(opts Options) *function {
+	f := &function{
+		opts:     opts,
+		readyAt:  time.Now().Add(opts.StartDelay),
+		registry: prometheus.NewRegistry(),
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "function_calls_total",
+			Help: "Calls that have begun.",
+		}, []string{"method"}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "function_failures_total",
+			Help: "Calls that were not answered, or with a status of 400 or above.",
+		}, []string{"method"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "function_duration_seconds",
+			Help:    "Time from the beginning of a call to its answer.",
+			Buckets: []float64{.001, .005, .01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+		}, []string{"method"}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "function_in_flight",
+			Help: "Calls that have begun and not ended.",
+		}),
+	}
+	f.registry.MustRegister(f.calls, f.failures, f.duration, f.inFlight)
+	// A counter that appears only with its first call looks, to who scrapes, like a metric that does not exist.
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		f.calls.WithLabelValues(method)
+		f.failures.WithLabelValues(method)
+		f.duration.WithLabelValues(method)
+	}
+	return f
+}
+
+// handler counts calls only. `OPTIONS *` never reaches it: net/http answers that itself.
+func (f *function) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", f.healthz)
+	mux.Handle("/metrics", promhttp.HandlerFor(f.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/ids", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, f.ids.report()) })
+	mux.HandleFunc("/", f.call)
+	return mux
+}
+
+// healthz answers 503 until the start delay is over, and 200 from then on, after SIGTERM too. A pod that is being
+// deleted is taken out of service by its deletion timestamp, not by its probe; failing the probe as well would also
+// make the endpoint not `serving`, and kube-proxy, which falls back to serving endpoints when only terminating ones
+// are left, would refuse requests that could still have been answered.
+func (f *function) healthz(w http.ResponseWriter, _ *http.Request) {
+	if !f.ready() {
+		http.Error(w, "starting", http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = io.WriteString(w, "ok\n")
+}
+
+func (f *function) ready() bool { return !time.Now().Before(f.readyAt) }
+
+// answer is the body of a call's response.
+type answer struct {
+	Pod       string `json:"pod"`
+	Method    string `json:"method"`
+	Path      string `json:"path"`
+	BodyBytes int64  `json:"bodyBytes"`
+	Delay     string `json:"delay"`
+	ID        string `json:"id,omitempty"`
+}
+
+// failure is the body of a response that refuses the call.
+type failure struct {
+	Pod   string `json:"pod"`
+	Error string `json:"error"`
+}
+
+func (f *function) call(w http.ResponseWriter, r *http.Request) {
+	method, began := methodLabel(r.Method), time.Now()
+	f.calls.WithLabelValues(method).Inc()
+	f.inFlight.Inc()
+	defer func() {
+		f.inFlight.Dec()
+		f.duration.WithLabelValues(method).Observe(time.Since(began).Seconds())
+	}()
+	// On arrival, not on success: a request that was sent twice counts twice even if one of the two was given up.
+	if id := r.Header.Get("X-Id"); id != "" {
+		f.ids.add(id)
+	}
+	status, body := f.work(r)
+	if status >= http.StatusBadRequest {
+		f.failures.WithLabelValues(method).Inc()
+	}
+	writeJSON(w, status, body)
+}
+
+// work does what the call asks for and returns the response.
+func (f *function) work(r *http.Request) (status int, body any) {
+	refuse := func(status int, err error) (int, any) { return status, failure{Pod: f.opts.Name, Error: err.Error()} }
+	if !f.ready() {
+		// Whoever sends a call to a pod that is not ready is to notice.
+		return refuse(http.StatusServiceUnavailable, errors.New("not ready: the start delay is not over"))
+	}
+	delay, status, err := f.parameters(r)
+	if err != nil {
+		return refuse(http.StatusBadRequest, err)
+	}
+	n, err := io.Copy(io.Discard, r.Body)
+	if err != nil {
+		return refuse(http.StatusBadRequest, fmt.Errorf("read body: %w", err))
+	}
+	if err := sleep(r.Context(), delay); err != nil {
+		// Nobody reads this answer; the status makes it count as a failure.
+		return refuse(http.StatusServiceUnavailable, fmt.Errorf("the client went away: %w", err))
+	}
+	return status, answer{
+		Pod: f.opts.Name, Method: r.Method, Path: r.URL.Path,
+		BodyBytes: n, Delay: delay.String(), ID: r.Header.Get("X-Id"),
+	}
+}
+
+func (f *function) parameters(r *http.Request) (delay time.Duration, status int, err error) {
+	query := r.URL.Query()
+	delay, status = f.opts.Delay, http.StatusOK
+	if v := query.Get("delay"); v != "" {
+		delay, err = time.ParseDuration(v)
+		if err != nil || delay < 0 || delay > MaxDelay {
+			return 0, 0, fmt.Errorf("delay %q: give a duration between 0 and %s, such as 200ms", v, MaxDelay)
+		}
+	}
+	if v := query.Get("status"); v != "" {
+		status, err = strconv.Atoi(v)
+		if err != nil || status < 200 || status > 599 {
+			return 0, 0, fmt.Errorf("status %q: give a number between 200 and 599", v)
+		}
+	}
+	return delay, status, nil
+}
+
+// sleep waits for d, or returns why ctx ended before.
+func sleep(ctx context.Context, d time.Duration) error {
+	if d == 0 {
+		return nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// methodLabel keeps the number of series bounded: a client may send any token as its method.
+func methodLabel(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
+		http.MethodOptions:
+		return method
+	default:
+		return "other"
+	}
+}
+
+func writeJSON(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	// An error here is the client's connection, which net/http closes.
+	_ = json.NewEncoder(w).Encode(body)
+}

@@ -1,0 +1,96 @@
+// Command function is the sample HTTP function of Sluice's demo and end-to-end stories: one static binary that
+// answers every request with the name of its pod, as slowly as it is told to, and counts what reached it.
+//
+// Paths of its own are /healthz, /metrics and /ids; every other path is a call. A call takes these query parameters:
+//
+//	delay=200ms    how long to wait before the answer, at most 60s; the default is --delay
+//	status=503     the status to answer with, 200 to 599; the default is 200
+//
+// A call may carry the header X-Id; /ids then tells how many distinct ids this pod has seen and how many came twice.
+// It speaks HTTP/1.1 and, with prior knowledge, HTTP/2 without TLS.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+func main() {
+	os.Exit(run())
+}
+
+func run() int {
+	// The function only waits and answers: one thread of Go code is enough, and many pods share a small node.
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1)
+	}
+	addr, opts, err := parse(os.Args[1:], os.Getenv)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "function:", err)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "function:", err)
+		return 1
+	}
+	if err := Run(ctx, ln, opts); err != nil {
+		fmt.Fprintln(os.Stderr, "function:", err)
+		return 1
+	}
+	return 0
+}
+
+// parse reads flags, whose defaults come from the environment so that a manifest can set either.
+func parse(args []string, getenv func(string) string) (addr string, opts Options, err error) {
+	var delay, start time.Duration
+	if delay, err = envDuration(getenv, "FUNCTION_DELAY"); err != nil {
+		return "", Options{}, err
+	}
+	if start, err = envDuration(getenv, "FUNCTION_START_DELAY"); err != nil {
+		return "", Options{}, err
+	}
+	name := getenv("POD_NAME")
+	if name == "" {
+		// In a pod, the host name is the pod's name.
+		if name, err = os.Hostname(); err != nil {
+			return "", Options{}, fmt.Errorf("no POD_NAME, and no host name: %w", err)
+		}
+	}
+	fs := flag.NewFlagSet("function", flag.ContinueOnError)
+	fs.StringVar(&addr, "listen", ":8080", "address to listen on")
+	fs.StringVar(&opts.Name, "name", name, "name to answer with; default $POD_NAME, else the host name")
+	fs.DurationVar(&opts.Delay, "delay", delay, "time that a call takes unless it says otherwise; default $FUNCTION_DELAY")
+	fs.DurationVar(&opts.StartDelay, "start-delay", start,
+		"time from start to ready; default $FUNCTION_START_DELAY")
+	fs.DurationVar(&opts.Drain, "drain", 20*time.Second, "time that calls in flight have to finish after SIGTERM")
+	if err := fs.Parse(args); err != nil {
+		return "", Options{}, err
+	}
+	if fs.NArg() > 0 {
+		return "", Options{}, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	return addr, opts, opts.validate()
+}
+
+func envDuration(getenv func(string) string, name string) (time.Duration, error) {
+	v := getenv(name)
+	if v == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		return 0, fmt.Errorf("environment %s: %w", name, err)
+	}
+	return d, nil
+}
