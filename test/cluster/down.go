@@ -1,0 +1,92 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+)
+
+// down ends whatever there is of the cluster. The caller holds the lock. Each step finds its own victims in the system
+// rather than trusting that the step before left a certain state: half of the cluster may have been killed already.
+func (l layout) down(ctx context.Context, log io.Writer) error {
+	rec, err := l.loadRecord()
+	if err != nil {
+		return err
+	}
+	if !rec.ControlPlaneOnly && os.Geteuid() == 0 {
+		if err := l.downNode(ctx, log, rec); err != nil {
+			return err
+		}
+	} else if err := killAll(ctx, func() []identity { return l.survivors(rec) }); err != nil {
+		return err
+	}
+	return l.removeState()
+}
+
+// downNode ends the full cluster.
+func (l layout) downNode(ctx context.Context, log io.Writer, rec *record) error {
+	victims := l.survivors(rec)
+	if n := len(victims); n > 0 {
+		fmt.Fprintf(log, "ending %d processes of %s\n", n, l.name)
+	}
+	if err := killAll(ctx, func() []identity { return l.survivors(rec) }); err != nil {
+		return err
+	}
+	if err := l.removeCgroups(ctx); err != nil {
+		return err
+	}
+	// Before any removal: RemoveAll would descend into what is mounted.
+	if err := unmountBelow(ctx, l.dir, l.runDir()); err != nil {
+		return err
+	}
+	// The namespace goes with its last reference; its interfaces (the pods' veths) go with it.
+	if _, err := os.Stat(l.netnsPath()); err == nil {
+		if err := unmount(l.netnsPath()); err != nil {
+			return err
+		}
+		if err := os.Remove(l.netnsPath()); err != nil {
+			return fmt.Errorf("removing network namespace: %w", err)
+		}
+	}
+	l.removeShimSockets()
+	l.removeStrays()
+	if err := os.RemoveAll(l.runDir()); err != nil {
+		return fmt.Errorf("removing the run directory: %w", err)
+	}
+	return nil
+}
+
+// survivors lists the cluster's living processes: the recorded ones, those that carry its marker, and the containers'.
+func (l layout) survivors(rec *record) []identity {
+	var found []identity
+	for _, p := range rec.Processes {
+		if p.alive() {
+			found = append(found, p.identity)
+		}
+	}
+	found = append(found, l.marked()...)
+	found = append(found, l.contained()...)
+	slices.SortFunc(found, func(a, b identity) int { return a.PID - b.PID })
+	return slices.Compact(found)
+}
+
+// stateFiles names what a cluster makes in its state directory and what ends with it. Not among them: bin and images,
+// which take long to build; logs, which tell why a cluster died; and the lock, which down's caller holds.
+func stateFiles() []string {
+	return []string{
+		"cni", "config", "containerd", "env", "etcd", "kubeconfig", "kubeconfigs", "kubelet", "pki", "pods", "state.json",
+	}
+}
+
+// removeState removes the cluster's state and nothing else: the directory may be one that somebody chose, with files of
+// their own in it.
+func (l layout) removeState() error {
+	for _, name := range stateFiles() {
+		if err := os.RemoveAll(l.path(name)); err != nil {
+			return fmt.Errorf("removing state: %w", err)
+		}
+	}
+	return nil
+}
