@@ -1,0 +1,131 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+)
+
+// Without the adapter no number is known: the HPA says so and holds, and an idle function is not put to sleep. When the
+// adapter is back, both go on by themselves.
+func withoutAdapter(s *story) {
+	// Scale-downs of this HPA need no stabilization, so that it would scale down at once if it were told a zero.
+	fn := onRate(idleAfter(proxied("busy"), 5*time.Second), "10")
+	zero := int32(0)
+	fn.Spec.Scale.Behavior = &autoscalingv2.HorizontalPodAutoscalerBehavior{
+		ScaleDown: &autoscalingv2.HPAScalingRules{StabilizationWindowSeconds: &zero},
+	}
+	s.workload("busy", 3)
+	s.create(fn)
+	s.awaitPhase("busy", v1alpha1.Active, 30*time.Second)
+
+	ctx, stop := context.WithCancel(s.Context())
+	defer stop()
+	done := s.steadyLoad(ctx, s.clusterIP("sluice-busy"), 28) // ceil(28 / 10) = 3
+	eventually(s.T, 60*time.Second, "the HPA to read the rate", func(ctx context.Context) string {
+		return s.hpaCondition(ctx, "sluice-busy", autoscalingv2.ScalingActive, corev1.ConditionTrue)
+	})
+
+	s.scaleSystem(s.T, "sluice-adapter", 0)
+	defer s.scaleSystem(s.T, "sluice-adapter", 2)
+	before := *s.deployment("busy").Spec.Replicas
+	stop()
+	s.loadLostNothing(<-done)
+
+	eventually(s.T, 60*time.Second, "the HPA to say that it knows nothing", func(ctx context.Context) string {
+		return s.hpaCondition(ctx, "sluice-busy", autoscalingv2.ScalingActive, corev1.ConditionFalse)
+	})
+	always(s.T, 30*time.Second, "replicas while nothing is known", func(ctx context.Context) string {
+		var d appsv1.Deployment
+		if err := s.client.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: "busy"}, &d); err != nil {
+			return err.Error()
+		}
+		if *d.Spec.Replicas < before {
+			return fmt.Sprintf("scaled from %d to %d", before, *d.Spec.Replicas)
+		}
+		return ""
+	})
+	s.awaitCondition("busy", v1alpha1.ConditionMetricsAvailable, "False", "MetricsUnknown")
+
+	s.scaleSystem(s.T, "sluice-adapter", 2)
+	s.awaitPhase("busy", v1alpha1.Idle, 90*time.Second)
+}
+
+// Without the scaler a sleeping function still wakes.
+func withoutScaler(s *story) {
+	s.asleep(direct("own"))
+	s.asleep(proxied("through"))
+	s.scaleSystem(s.T, "sluice-scaler", 0)
+	defer s.scaleSystem(s.T, "sluice-scaler", 1)
+	a := s.mustAnswer(s.clusterIP("own"), "")
+	b := s.mustAnswer(s.clusterIP("sluice-through"), "")
+	s.Logf("without the scaler: Direct %s, Proxied %s", a, b)
+}
+
+// One of two activators is told to go, under load: no request fails.
+func activatorLeaves(s *story) {
+	host := "leaves." + s.namespace + ".example.com"
+	s.workload("hello", 2)
+	s.create(proxied("hello", host))
+	s.asleep(proxied("cold"))
+	s.awaitPhase("hello", v1alpha1.Active, 30*time.Second)
+
+	ctx, stop := context.WithCancel(s.Context())
+	defer stop()
+	done := s.steadyLoad(ctx, s.clusterIP("sluice-hello"), 100)
+	wait(ctx, 3*time.Second)
+	var pods corev1.PodList
+	if err := s.client.List(ctx, &pods, client.InNamespace(v1alpha1.SystemNamespace),
+		client.MatchingLabels{"app.kubernetes.io/name": "sluice-activator"}); err != nil {
+		s.Fatal(err)
+	}
+	if len(pods.Items) != 2 {
+		s.Fatalf("%d activators; want 2", len(pods.Items))
+	}
+	gone := pods.Items[0].Name
+	if err := s.client.Delete(ctx, &pods.Items[0]); err != nil {
+		s.Fatal(err)
+	}
+	// Meanwhile a sleeping function is reached through whichever is left.
+	for range 5 {
+		s.mustAnswer(s.clusterIP("sluice-cold"), "")
+		s.mustAnswer(s.door(), host)
+	}
+	eventually(s.T, 120*time.Second, "the activator to be gone", func(ctx context.Context) string {
+		err := s.client.Get(ctx, client.ObjectKey{Namespace: v1alpha1.SystemNamespace, Name: gone}, &corev1.Pod{})
+		if client.IgnoreNotFound(err) == nil && err != nil {
+			return ""
+		}
+		return "it is still there"
+	})
+	s.awaitRollout(s.T, "sluice-activator", 2)
+	wait(ctx, 3*time.Second)
+	stop()
+	s.loadLostNothing(<-done)
+}
+
+// hpaCondition says why the condition is not as wanted, or "".
+func (s *story) hpaCondition(ctx context.Context, name string, condition autoscalingv2.HorizontalPodAutoscalerConditionType, want corev1.ConditionStatus) string {
+	var h autoscalingv2.HorizontalPodAutoscaler
+	if err := s.client.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: name}, &h); err != nil {
+		return err.Error()
+	}
+	for _, c := range h.Status.Conditions {
+		if c.Type == condition {
+			if c.Status == want {
+				return ""
+			}
+			return fmt.Sprintf("%s=%s/%s: %s", c.Type, c.Status, c.Reason, c.Message)
+		}
+	}
+	return "no such condition yet"
+}

@@ -1,0 +1,385 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	custommetrics "k8s.io/metrics/pkg/apis/custom_metrics/v1beta2"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+)
+
+// story is one story's namespace and what it does there.
+type story struct {
+	*world
+	*testing.T
+	namespace string
+}
+
+func (w *world) begin(t *testing.T) *story {
+	t.Helper()
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "story-"}}
+	if err := w.client.Create(t.Context(), ns); err != nil {
+		t.Fatal(err)
+	}
+	s := &story{world: w, T: t, namespace: ns.Name}
+	t.Cleanup(func() {
+		if t.Failed() {
+			s.tell()
+		}
+		// The test's own context has ended by now.
+		if err := w.client.Delete(context.Background(), ns); err != nil && !apierrors.IsNotFound(err) {
+			t.Errorf("removing namespace %s: %v", ns.Name, err)
+		}
+	})
+	return s
+}
+
+// tell prints what the story's functions look like, for a failure's log.
+func (s *story) tell() {
+	var fns v1alpha1.FunctionList
+	if err := s.client.List(context.Background(), &fns, client.InNamespace(s.namespace)); err != nil {
+		s.Logf("listing Functions: %v", err)
+		return
+	}
+	for i := range fns.Items {
+		status, err := json.MarshalIndent(fns.Items[i].Status, "  ", "  ")
+		s.Logf("function %s: %s %v", fns.Items[i].Name, status, err)
+	}
+	var events corev1.EventList
+	if err := s.client.List(context.Background(), &events, client.InNamespace(s.namespace)); err == nil {
+		for _, e := range events.Items {
+			s.Logf("event %s %s/%s %s: %s", e.LastTimestamp.Format(time.TimeOnly), e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message)
+		}
+	}
+}
+
+func (s *story) create(obj client.Object) {
+	s.Helper()
+	obj.SetNamespace(s.namespace)
+	if err := s.client.Create(s.Context(), obj); err != nil {
+		s.Fatalf("creating %T %s: %v", obj, obj.GetName(), err)
+	}
+}
+
+func (s *story) get(obj client.Object, name string) {
+	s.Helper()
+	if err := s.client.Get(s.Context(), client.ObjectKey{Namespace: s.namespace, Name: name}, obj); err != nil {
+		s.Fatalf("reading %T %s: %v", obj, name, err)
+	}
+}
+
+// workload creates the sample function's Deployment and Service under name.
+func (s *story) workload(name string, replicas int32) {
+	s.Helper()
+	labels := map[string]string{"app": name}
+	no, yes, uid := false, true, int64(65532)
+	s.create(&appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: appsv1.DeploymentSpec{
+			Replicas: &replicas,
+			Selector: &metav1.LabelSelector{MatchLabels: labels},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: labels},
+				Spec: corev1.PodSpec{
+					AutomountServiceAccountToken: &no,
+					Containers: []corev1.Container{{
+						Name:            "function",
+						Image:           "docker.io/sluice/function:dev",
+						ImagePullPolicy: corev1.PullNever,
+						Ports:           []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}},
+						ReadinessProbe: &corev1.Probe{
+							ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}},
+							PeriodSeconds: 1,
+						},
+						// Without it a pod dies at once when it is told to, while kube-proxy still sends to it.
+						Lifecycle:       &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 5}}},
+						Resources:       corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("5m")}},
+						SecurityContext: &corev1.SecurityContext{RunAsNonRoot: &yes, RunAsUser: &uid},
+					}},
+				},
+			},
+		},
+	})
+	s.create(&corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: corev1.ServiceSpec{
+			Selector: labels,
+			Ports:    []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}},
+		},
+	})
+}
+
+// direct and proxied are the Functions that most stories begin from.
+func direct(name string) *v1alpha1.Function {
+	return &v1alpha1.Function{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: v1alpha1.FunctionSpec{
+			Traffic: &v1alpha1.Traffic{
+				Mode:       v1alpha1.Direct,
+				PodMetrics: &v1alpha1.PodMetrics{Requests: "function_calls_total", InFlight: "function_in_flight"},
+			},
+			Scale: v1alpha1.Scale{MaxReplicas: 5, IdleAfter: &metav1.Duration{Duration: time.Minute}},
+		},
+	}
+}
+
+func proxied(name string, hosts ...string) *v1alpha1.Function {
+	fn := direct(name)
+	fn.Spec.Traffic = &v1alpha1.Traffic{Mode: v1alpha1.Proxied, Hosts: hosts}
+	return fn
+}
+
+// idleAfter and onRate vary a Function.
+func idleAfter(fn *v1alpha1.Function, d time.Duration) *v1alpha1.Function {
+	fn.Spec.Scale.IdleAfter = &metav1.Duration{Duration: d}
+	return fn
+}
+
+func onRate(fn *v1alpha1.Function, target string) *v1alpha1.Function {
+	fn.Spec.Metrics = append(fn.Spec.Metrics, v1alpha1.Metric{RequestRate: &v1alpha1.RequestRateMetric{Target: resource.MustParse(target)}})
+	return fn
+}
+
+func (s *story) function(name string) *v1alpha1.Function {
+	s.Helper()
+	var fn v1alpha1.Function
+	s.get(&fn, name)
+	return &fn
+}
+
+func (s *story) deployment(name string) *appsv1.Deployment {
+	s.Helper()
+	var d appsv1.Deployment
+	s.get(&d, name)
+	return &d
+}
+
+func (s *story) hpa(name string) *autoscalingv2.HorizontalPodAutoscaler {
+	s.Helper()
+	var h autoscalingv2.HorizontalPodAutoscaler
+	s.get(&h, name)
+	return &h
+}
+
+// awaitPhase waits until the function is in phase; Idle includes no replicas and no pod that would still answer.
+func (s *story) awaitPhase(name string, phase v1alpha1.Phase, limit time.Duration) {
+	s.Helper()
+	eventually(s.T, limit, fmt.Sprintf("function %s to be %s", name, phase), func(ctx context.Context) string {
+		var fn v1alpha1.Function
+		if err := s.client.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: name}, &fn); err != nil {
+			return err.Error()
+		}
+		if fn.Status.Phase != phase {
+			return fmt.Sprintf("phase %q, replicas %d, last decision %+v", fn.Status.Phase, fn.Status.Replicas, fn.Status.LastDecision)
+		}
+		return ""
+	})
+}
+
+// asleep creates a workload at zero and fn for it, and waits until it sleeps behind its gate.
+func (s *story) asleep(fn *v1alpha1.Function) {
+	s.Helper()
+	s.workload(fn.Name, 0)
+	s.create(fn)
+	s.awaitPhase(fn.Name, v1alpha1.Idle, 20*time.Second)
+	s.awaitGate(fn.Name, true)
+}
+
+// awaitGate waits until the gate is, or is not, in the path of the function's own Service.
+func (s *story) awaitGate(name string, inPath bool) {
+	s.Helper()
+	eventually(s.T, 20*time.Second, fmt.Sprintf("gate of %s in path = %v", name, inPath), func(ctx context.Context) string {
+		var slices discoveryv1.EndpointSliceList
+		err := s.client.List(ctx, &slices, client.InNamespace(s.namespace), client.MatchingLabels{
+			discoveryv1.LabelServiceName: name, discoveryv1.LabelManagedBy: v1alpha1.GateManager,
+		})
+		if err != nil {
+			return err.Error()
+		}
+		n := 0
+		for _, slice := range slices.Items {
+			n += len(slice.Endpoints)
+		}
+		if inPath != (n > 0) {
+			return fmt.Sprintf("%d gate endpoints", n)
+		}
+		return ""
+	})
+}
+
+// clusterIP is the base URL of a Service by its address.
+func (s *story) clusterIP(service string) string {
+	s.Helper()
+	var svc corev1.Service
+	eventually(s.T, 10*time.Second, "Service "+service, func(ctx context.Context) string {
+		if err := s.client.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: service}, &svc); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	return "http://" + svc.Spec.ClusterIP
+}
+
+// answer is one request's fate.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+	took   time.Duration
+	err    error
+}
+
+func (a answer) String() string {
+	if a.err != nil {
+		return fmt.Sprintf("after %s: %v", a.took.Round(time.Millisecond), a.err)
+	}
+	return fmt.Sprintf("after %s: %d %s", a.took.Round(time.Millisecond), a.status, strings.TrimSpace(a.body))
+}
+
+// ok says why the answer is not 200 from a pod, or "".
+func (a answer) ok() string {
+	if a.err != nil || a.status != http.StatusOK {
+		return a.String()
+	}
+	return ""
+}
+
+// call sends one request on a connection of its own, as a new client would.
+func call(ctx context.Context, url, host string) answer {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, 70*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader("hello"))
+	if err != nil {
+		return answer{err: err}
+	}
+	if host != "" {
+		req.Host = host
+	}
+	transport := &http.Transport{DisableKeepAlives: true}
+	defer transport.CloseIdleConnections()
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return answer{err: err, took: time.Since(began)}
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return answer{status: resp.StatusCode, header: resp.Header, body: string(body), took: time.Since(began), err: err}
+}
+
+// mustAnswer sends a request that a pod must answer.
+func (s *story) mustAnswer(url, host string) answer {
+	s.Helper()
+	a := call(s.Context(), url, host)
+	if said := a.ok(); said != "" {
+		s.Fatalf("request to %s (host %q): %s", url, host, said)
+	}
+	return a
+}
+
+// metric reads one metric of a function as `kubectl get --raw` does.
+func (s *story) metric(ctx context.Context, function, name string) (float64, error) {
+	path := fmt.Sprintf("/apis/custom.metrics.k8s.io/v1beta2/namespaces/%s/functions.sluice.dev/%s/%s", s.namespace, function, name)
+	raw, err := s.kube.Discovery().RESTClient().Get().AbsPath(path).DoRaw(ctx)
+	if err != nil {
+		var status apierrors.APIStatus
+		if errors.As(err, &status) {
+			return 0, fmt.Errorf("%s: %s", name, status.Status().Message)
+		}
+		return 0, err
+	}
+	var list custommetrics.MetricValueList
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return 0, fmt.Errorf("%s: %w in %s", name, err, raw)
+	}
+	if len(list.Items) != 1 {
+		return 0, fmt.Errorf("%s: %d items in %s", name, len(list.Items), raw)
+	}
+	return list.Items[0].Value.AsApproximateFloat64(), nil
+}
+
+// awaitCondition waits for a condition whose message holds each of the words.
+func (s *story) awaitCondition(function, condition string, status metav1.ConditionStatus, reason string, words ...string) {
+	s.Helper()
+	eventually(s.T, 20*time.Second, fmt.Sprintf("condition %s=%s/%s of %s", condition, status, reason, function), func(ctx context.Context) string {
+		var fn v1alpha1.Function
+		if err := s.client.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: function}, &fn); err != nil {
+			return err.Error()
+		}
+		c := meta.FindStatusCondition(fn.Status.Conditions, condition)
+		switch {
+		case c == nil:
+			return "no such condition"
+		case c.Status != status || c.Reason != reason:
+			return fmt.Sprintf("%s/%s: %s", c.Status, c.Reason, c.Message)
+		case c.ObservedGeneration != fn.Generation:
+			return "observed an older generation"
+		}
+		for _, word := range words {
+			if !strings.Contains(c.Message, word) {
+				return fmt.Sprintf("message %q lacks %q", c.Message, word)
+			}
+		}
+		return ""
+	})
+}
+
+// awaitRollout waits until a Deployment of Sluice has n ready pods and no other.
+func (w *world) awaitRollout(t *testing.T, name string, n int32) {
+	t.Helper()
+	eventually(t, 90*time.Second, fmt.Sprintf("%s to have %d pods", name, n), func(ctx context.Context) string {
+		var pods corev1.PodList
+		err := w.client.List(ctx, &pods, client.InNamespace(v1alpha1.SystemNamespace), client.MatchingLabels{"app.kubernetes.io/name": name})
+		if err != nil {
+			return err.Error()
+		}
+		ready := int32(0)
+		for _, p := range pods.Items {
+			for _, c := range p.Status.Conditions {
+				if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && p.DeletionTimestamp == nil {
+					ready++
+				}
+			}
+		}
+		if ready != n || len(pods.Items) != int(n) {
+			return fmt.Sprintf("%d pods, %d ready", len(pods.Items), ready)
+		}
+		return ""
+	})
+}
+
+// scaleSystem sets the replicas of one of Sluice's own Deployments and waits until it has them.
+func (w *world) scaleSystem(t *testing.T, name string, n int32) {
+	t.Helper()
+	var d appsv1.Deployment
+	key := client.ObjectKey{Namespace: v1alpha1.SystemNamespace, Name: name}
+	if err := w.client.Get(context.Background(), key, &d); err != nil {
+		t.Fatal(err)
+	}
+	patch := client.MergeFrom(d.DeepCopy())
+	d.Spec.Replicas = &n
+	if err := w.client.Patch(context.Background(), &d, patch); err != nil {
+		t.Fatal(err)
+	}
+	w.awaitRollout(t, name, n)
+}

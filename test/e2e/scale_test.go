@@ -1,0 +1,68 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+)
+
+func scalesOnRateDirect(s *story)  { s.scalesOnRate(direct("hello"), "hello") }
+func scalesOnRateProxied(s *story) { s.scalesOnRate(proxied("hello"), "sluice-hello") }
+
+// Under a steady load the HorizontalPodAutoscaler controller reads the rate and scales to ceil(rate / target); what
+// `kubectl get --raw` shows is the offered rate, and the number that the controller worked with.
+func (s *story) scalesOnRate(fn *v1alpha1.Function, service string) {
+	const rate, target, want = 60.0, 25.0, 3 // ceil(60 / 25)
+	s.workload(fn.Name, 1)
+	s.create(onRate(fn, "25"))
+	s.awaitPhase(fn.Name, v1alpha1.Active, 30*time.Second)
+	url := s.clusterIP(service)
+
+	ctx, stop := context.WithCancel(s.Context())
+	done := s.steadyLoad(ctx, url, rate)
+	defer func() {
+		stop()
+		s.loadLostNothing(<-done)
+	}()
+
+	eventually(s.T, 120*time.Second, "replicas to follow the rate", func(ctx context.Context) string {
+		if n := *s.deployment(fn.Name).Spec.Replicas; n != want {
+			return fmt.Sprintf("%d replicas", n)
+		}
+		return ""
+	})
+	// One window after the load began, the rate is that of the load alone; and the controller looks every 15 s.
+	eventually(s.T, 90*time.Second, "the metrics API, the HPA and the load to agree", func(ctx context.Context) string {
+		got, err := s.metric(ctx, fn.Name, v1alpha1.RequestsPerSecond)
+		if err != nil {
+			return err.Error()
+		}
+		if math.Abs(got-rate) > 0.03*rate {
+			return fmt.Sprintf("requests_per_second is %v under a load of %v", got, rate)
+		}
+		var h autoscalingv2.HorizontalPodAutoscaler
+		if err := s.client.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: fn.OwnedName()}, &h); err != nil {
+			return err.Error()
+		}
+		if len(h.Status.CurrentMetrics) == 0 || h.Status.CurrentMetrics[0].Object == nil {
+			return fmt.Sprintf("the HPA has read no metric: %+v", h.Status.Conditions)
+		}
+		average := h.Status.CurrentMetrics[0].Object.Current.AverageValue.AsApproximateFloat64()
+		if seen := average * float64(h.Status.CurrentReplicas); math.Abs(seen-got) > 0.05*rate {
+			return fmt.Sprintf("the HPA saw %v, the metrics API says %v", seen, got)
+		}
+		if h.Status.DesiredReplicas != want {
+			return fmt.Sprintf("the HPA wants %d replicas", h.Status.DesiredReplicas)
+		}
+		s.Logf("load %v/s, metrics API %.2f/s, HPA %.2f x %d replicas, target %v", rate, got, average, h.Status.CurrentReplicas, target)
+		return ""
+	})
+}

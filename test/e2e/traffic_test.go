@@ -1,0 +1,112 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+	"github.com/sluice-dev/sluice/test/load"
+)
+
+// The test cluster's own networks, inside its network namespace: the only addresses that a story sends load to.
+var clusterNetworks = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("10.96.0.0/16")}
+
+// steadyLoad offers rate requests per second until ctx ends, each on a connection of its own, for five minutes at most.
+func (s *story) steadyLoad(ctx context.Context, url string, rate float64) <-chan load.Result {
+	done := make(chan load.Result, 1)
+	go func() {
+		result, err := load.Run(s.Context(), load.Options{
+			URL:              url,
+			Steps:            []load.Step{load.Constant(rate, 5*time.Minute)},
+			MaxRequests:      int(rate * 301),
+			Timeout:          70 * time.Second,
+			FreshConnections: true,
+			Allow:            clusterNetworks,
+			Stop:             ctx.Done(),
+		})
+		if err != nil {
+			s.Errorf("load of %v per second on %s: %v", rate, url, err)
+		}
+		done <- result
+	}()
+	return done
+}
+
+// loadLostNothing fails the story for every request that was not answered with a 2xx status.
+func (s *story) loadLostNothing(r load.Result) {
+	s.Helper()
+	s.Logf("load: %d requests, %d answered, p50 %s, p99 %s, max %s", r.Sent, r.Answered(), r.Latency.P50, r.Latency.P99, r.Latency.Max)
+	if r.Sent == 0 || r.Failed() > 0 {
+		s.Errorf("load: %d of %d requests failed: %v", r.Failed(), r.Due, r.Failures)
+	}
+}
+
+// activatorStarted is the number of a function's requests that have come through any activator.
+func (s *story) activatorStarted(ctx context.Context, function string) float64 {
+	s.Helper()
+	var pods corev1.PodList
+	if err := s.client.List(ctx, &pods, client.InNamespace(v1alpha1.SystemNamespace), client.MatchingLabels{"app.kubernetes.io/name": "sluice-activator"}); err != nil {
+		s.Fatal(err)
+	}
+	total := 0.0
+	for _, pod := range pods.Items {
+		raw, err := s.kube.CoreV1().Pods(pod.Namespace).ProxyGet("http", pod.Name, "9090", "metrics", nil).DoRaw(ctx)
+		if err != nil {
+			s.Fatalf("metrics of %s: %v", pod.Name, err)
+		}
+		parser := expfmt.NewTextParser(model.UTF8Validation)
+		families, err := parser.TextToMetricFamilies(strings.NewReader(string(raw)))
+		if err != nil {
+			s.Fatalf("metrics of %s: %v", pod.Name, err)
+		}
+		for _, m := range families[v1alpha1.ActivatorStarted].GetMetric() {
+			if label(m, v1alpha1.LabelNamespace) == s.namespace && label(m, v1alpha1.LabelFunction) == function {
+				total += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return total
+}
+
+func label(m *dto.Metric, name string) string {
+	for _, l := range m.GetLabel() {
+		if l.GetName() == name {
+			return l.GetValue()
+		}
+	}
+	return ""
+}
+
+// door is the base URL of the gate's shared door.
+func (s *story) door() string {
+	s.Helper()
+	var svc corev1.Service
+	if err := s.client.Get(s.Context(), client.ObjectKey{Namespace: v1alpha1.SystemNamespace, Name: v1alpha1.ActivatorService}, &svc); err != nil {
+		s.Fatal(err)
+	}
+	return "http://" + svc.Spec.ClusterIP
+}
+
+// each calls f for each object in list.
+func (s *story) each(list client.ObjectList, f func(client.Object)) {
+	s.Helper()
+	err := meta.EachListItem(list, func(o runtime.Object) error {
+		f(o.(client.Object))
+		return nil
+	})
+	if err != nil {
+		s.Fatal(err)
+	}
+}
