@@ -14,7 +14,7 @@ KUSTOMIZATION ?= manifests/base
 IMAGES   := activator adapter scaler function
 MODULES  := . test/cluster test/e2e
 TOOL      = go tool -modfile=$(ROOT)/go.tools.mod
-CLUSTER   = go -C $(ROOT)/test/cluster run ./cmd/cluster -dir $(STATE)
+CLUSTER   = go -C $(ROOT)/test/cluster run ./cmd/cluster
 # What runs in the test cluster's network: its API server, its Services and its pods are reachable only there.
 INSIDE    = . $(STATE)/env; nsenter --net=/run/netns/$$SLUICE_NETNS
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo dev)
@@ -48,12 +48,17 @@ check: verify lint unit ## what needs no cluster: generated files, lint, unit te
 
 .PHONY: unit
 unit: ## unit tests with the race detector
+	@command -v gcc >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "The race detector needs a C compiler: installing the Debian packages gcc and libc6-dev."; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; \
+	  else echo "unit: the race detector needs gcc; install it (Debian: apt-get install gcc libc6-dev)"; exit 1; fi; }
 	@echo "== unit tests"
 	@for m in $(MODULES); do CGO_ENABLED=1 go -C $$m test -race $(TESTFLAGS) ./...; done
 
 .PHONY: integration
 integration: ## real etcd, API server and HPA controller on loopback, no node, no root
-	@$(CLUSTER) build
+	@$(CLUSTER) build -dir $(STATE)
 	@echo "== integration tests"
 	@go -C test/e2e test -count=1 -tags integration -timeout 10m $(TESTFLAGS) ./integration -args -state $(STATE)
 
@@ -127,15 +132,15 @@ uninstall: ## the reverse: functions first, so that what sleeps runs again, then
 ##@ The test cluster
 .PHONY: cluster-up
 cluster-up: ## a real one-node Kubernetes, built from Go modules (root, Debian)
-	@$(CLUSTER) up
+	@$(CLUSTER) up -dir $(STATE)
 
 .PHONY: cluster-down
 cluster-down: ## end it, leaving nothing behind
-	@$(CLUSTER) down
+	@$(CLUSTER) down -dir $(STATE)
 
 .PHONY: deploy
 deploy: cluster-up images ## the images into the test cluster, and Sluice from this tree
-	@$(CLUSTER) load $(IMAGES:%=$(STATE)/images/%.tar)
+	@$(CLUSTER) load -dir $(STATE) $(IMAGES:%=$(STATE)/images/%.tar)
 	@$(MAKE) install KUBECTL=$(STATE)/bin/kubectl
 	@$(STATE)/bin/kubectl -n sluice-system rollout restart deployment >/dev/null
 	@$(MAKE) wait-installed KUBECTL=$(STATE)/bin/kubectl
