@@ -177,14 +177,14 @@ func TestReadiness(t *testing.T) {
 			f.handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", path, nil))
 			return w.Code
 		}
-		time.Sleep(3*time.Second - time.Nanosecond)
+		<-time.After(3*time.Second - time.Nanosecond)
 		if got := status("/healthz"); got != http.StatusServiceUnavailable {
 			t.Errorf("healthz before the start delay is over = %d, want 503", got)
 		}
 		if got := status("/"); got != http.StatusServiceUnavailable {
 			t.Errorf("call before the start delay is over = %d, want 503", got)
 		}
-		time.Sleep(time.Nanosecond)
+		<-time.After(time.Nanosecond)
 		if got := status("/healthz"); got != http.StatusOK {
 			t.Errorf("healthz after the start delay = %d, want 200", got)
 		}
@@ -415,6 +415,6 @@ func waitForCall(t *testing.T, addr string) {
 		if time.Now().After(deadline) {
 			t.Fatal("no call in flight after 10s")
 		}
-		time.Sleep(time.Millisecond)
+		<-time.After(time.Millisecond)
 	}
 }

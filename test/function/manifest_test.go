@@ -10,11 +10,10 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
-
-	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
-// The demo and the stories rely on these parts of function.yaml; strict decoding finds misspelt fields.
+// What the Deployment and the Service in function.yaml must agree on. Strict decoding finds misspelt fields. The Function
+// beside them is checked by the demo, which reads it.
 func TestManifest(t *testing.T) {
 	file, err := os.ReadFile("function.yaml")
 	if err != nil {
@@ -26,8 +25,7 @@ func TestManifest(t *testing.T) {
 	}
 	var deployment appsv1.Deployment
 	var service corev1.Service
-	var function v1alpha1.Function
-	for i, into := range []any{&deployment, &service, &function} {
+	for i, into := range []any{&deployment, &service} {
 		if err := yaml.UnmarshalStrict(docs[i], into); err != nil {
 			t.Fatalf("document %d: %v", i, err)
 		}
@@ -43,22 +41,6 @@ func TestManifest(t *testing.T) {
 	if deployment.Spec.Replicas != nil {
 		t.Error("the Deployment sets replicas: applying the file again would undo what Sluice scaled")
 	}
-	if got, want := function.WorkloadName(), deployment.Name; got != want {
-		t.Errorf("Function scales %q, want %q", got, want)
-	}
-	if got, want := function.ServiceName(), service.Name; got != want {
-		t.Errorf("Function is behind Service %q, want %q", got, want)
-	}
-	if got, want := function.Spec.Traffic.Service.Port.StrVal, service.Spec.Ports[0].Name; got != want {
-		t.Errorf("Function names Service port %q, want %q", got, want)
-	}
-	if !function.IsProxied() || !function.MaySleep() {
-		t.Error("the demo needs a Function of mode Proxied that may sleep")
-	}
-	if got := function.IdleAfter(); got != 10*time.Second {
-		t.Errorf("idleAfter = %s, want 10s", got)
-	}
-
 	c := deployment.Spec.Template.Spec.Containers[0]
 	stop := c.Lifecycle.PreStop.Sleep.Seconds
 	grace := *deployment.Spec.Template.Spec.TerminationGracePeriodSeconds
