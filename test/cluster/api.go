@@ -25,11 +25,11 @@ type client struct {
 
 // newClient returns a client of the API server at address (host:port), reached from inside the network namespace.
 func (l layout) newClient(netns, address string) (*client, error) {
-	pair, err := tls.LoadX509KeyPair(l.path("pki", "admin.crt"), l.path("pki", "admin.key"))
+	pair, err := tls.LoadX509KeyPair(l.state("pki", "admin.crt"), l.state("pki", "admin.key"))
 	if err != nil {
 		return nil, fmt.Errorf("loading the administrator's certificate: %w", err)
 	}
-	pem, err := os.ReadFile(l.path("pki", "ca.crt"))
+	pem, err := os.ReadFile(l.state("pki", "ca.crt"))
 	if err != nil {
 		return nil, fmt.Errorf("loading the authority's certificate: %w", err)
 	}

@@ -59,7 +59,7 @@ func versionFlags() string {
 	minor, _, _ = strings.Cut(minor, ".")
 	var flags []string
 	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
-		for _, set := range []string{"gitVersion=" + kubernetesVersion, "gitMajor=" + major, "gitMinor=" + minor, "gitTreeState=clean"} {
+		for _, set := range []string{"gitVersion=" + kubernetesVersion, "gitMajor=" + major, "gitMinor=" + minor, "gitTreeState=clean", "gitCommit=unknown"} {
 			flags = append(flags, "-X "+pkg+"."+set)
 		}
 	}

@@ -104,10 +104,10 @@ func Down(ctx context.Context, opts Options) error {
 	}
 	// Somebody may have removed the directory of a cluster that still runs: its name alone finds the rest.
 	if _, err := os.Stat(l.dir); errors.Is(err, os.ErrNotExist) {
-		if err := os.MkdirAll(l.dir, 0o755); err != nil {
-			return fmt.Errorf("creating the state directory: %w", err)
-		}
 		defer os.RemoveAll(l.dir)
+	}
+	if err := l.claim(); err != nil {
+		return err
 	}
 	unlock, err := l.lock(ctx)
 	if err != nil {
@@ -128,6 +128,9 @@ func Build(ctx context.Context, opts Options) error {
 
 // Stop is [Down] for this cluster. With ControlPlaneOnly and a temporary state directory it removes that as well.
 func (c *Cluster) Stop(ctx context.Context) error {
+	if err := c.claim(); err != nil {
+		return err
+	}
 	unlock, err := c.lock(ctx)
 	if err != nil {
 		return err
@@ -190,6 +193,36 @@ func (l layout) path(elem ...string) string {
 	return filepath.Join(append([]string{l.dir}, elem...)...)
 }
 
+// state is the path of a file of what ends with the cluster.
+func (l layout) state(elem ...string) string {
+	return l.path(append([]string{"state"}, elem...)...)
+}
+
+// claim creates the state directory. It refuses a directory that holds anything else, for Down removes things there.
+func (l layout) claim() error {
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
+		return fmt.Errorf("creating the state directory: %w", err)
+	}
+	entries, err := os.ReadDir(l.dir)
+	if err != nil {
+		return fmt.Errorf("creating the state directory: %w", err)
+	}
+	var foreign []string
+	for _, e := range entries {
+		switch e.Name() {
+		case "lock":
+			return nil // a cluster was here before
+		case "bin", "images", "logs":
+		default:
+			foreign = append(foreign, e.Name())
+		}
+	}
+	if len(foreign) > 0 {
+		return fmt.Errorf("%s is not the state directory of a cluster and not empty (it holds %s): choose another directory", l.dir, foreign[0])
+	}
+	return nil
+}
+
 // program is the path of a built program.
 func (l layout) program(name string) string { return filepath.Join(l.bin, name) }
 
@@ -231,7 +264,7 @@ func complete(opts Options) (Options, layout, error) {
 	}
 	for _, p := range []*string{&opts.Dir, &opts.Root, &opts.BinDir} {
 		if *p == "" {
-			continue
+			continue // a control plane without a directory gets a temporary one
 		}
 		abs, err := filepath.Abs(*p)
 		if err != nil {
@@ -240,10 +273,21 @@ func complete(opts Options) (Options, layout, error) {
 		*p = abs
 	}
 	// The same directory must get the same name whichever link it is reached by.
-	if real, err := filepath.EvalSymlinks(opts.Dir); err == nil {
-		opts.Dir = real
+	if opts.Dir != "" {
+		opts.Dir = realPath(opts.Dir)
 	}
 	return opts, newLayout(opts.Dir, opts.BinDir), nil
+}
+
+// realPath resolves the links in an absolute path, of which the last elements need not exist.
+func realPath(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	if parent := filepath.Dir(path); parent != path {
+		return filepath.Join(realPath(parent), filepath.Base(path))
+	}
+	return path
 }
 
 // findRoot returns the root of the repository at or above the working directory, else above dir, or "".

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -27,7 +28,7 @@ const (
 // that a copy of the file works anywhere.
 func (l layout) kubeconfig(address, file string) []byte {
 	read := func(name string) string {
-		b, _ := os.ReadFile(l.path("pki", name)) // written just before
+		b, _ := os.ReadFile(l.state("pki", name)) // written just before
 		return base64.StdEncoding.EncodeToString(b)
 	}
 	const context = "sluice-test-cluster"
@@ -64,9 +65,12 @@ type configValues struct {
 	NodeIP, PodCIDR, DNSIP, ClusterDomain, PauseImage string
 }
 
-// writeConfigs renders the configuration files into config/.
+// writeConfigs renders the configuration files, and begins a new audit log, which the API server would only continue.
 func (l layout) writeConfigs() error {
-	if err := os.MkdirAll(l.path("config", "cni"), 0o755); err != nil {
+	if err := os.Remove(l.path("logs", "audit.log")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("beginning the audit log: %w", err)
+	}
+	if err := os.MkdirAll(l.state("config", "cni"), 0o755); err != nil {
 		return fmt.Errorf("writing configuration: %w", err)
 	}
 	for name, text := range configs() {
@@ -74,7 +78,7 @@ func (l layout) writeConfigs() error {
 		if err != nil {
 			return err
 		}
-		if err := writeFile(l.path("config", name), b, 0o644); err != nil {
+		if err := writeFile(l.state("config", name), b, 0o644); err != nil {
 			return err
 		}
 	}
@@ -89,7 +93,7 @@ func (l layout) render(name, text string) ([]byte, error) {
 	}
 	var b bytes.Buffer
 	err = t.Execute(&b, configValues{
-		Name: l.name, Dir: l.dir, Run: l.runDir(), Socket: l.containerdSocket(), Snapshotter: snapshotter(l.dir),
+		Name: l.name, Dir: l.state(), Run: l.runDir(), Socket: l.containerdSocket(), Snapshotter: snapshotter(l.dir),
 		NodeIP: nodeIP, PodCIDR: podCIDR, DNSIP: dnsIP, ClusterDomain: clusterDomain, PauseImage: pauseImage,
 	})
 	if err != nil {

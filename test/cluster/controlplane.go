@@ -29,10 +29,10 @@ func startControlPlane(ctx context.Context, opts Options, l layout) (*Cluster, e
 		if err != nil {
 			return nil, fmt.Errorf("creating the state directory: %w", err)
 		}
-		l = newLayout(dir, l.bin)
+		l = newLayout(realPath(dir), l.bin)
 	}
-	if err := os.MkdirAll(l.path("logs"), 0o755); err != nil {
-		return nil, fmt.Errorf("creating the state directory: %w", err)
+	if err := l.claim(); err != nil {
+		return nil, err
 	}
 	unlock, err := l.lock(ctx)
 	if err != nil {
@@ -133,7 +133,7 @@ func (l layout) etcd(p ports) program {
 	client, peer := fmt.Sprintf("http://127.0.0.1:%d", p.etcd), fmt.Sprintf("http://127.0.0.1:%d", p.peer)
 	return program{name: "etcd", path: l.program("kube"), args: []string{
 		"etcd",
-		"--data-dir=" + l.path("etcd"),
+		"--data-dir=" + l.state("etcd"),
 		"--listen-client-urls=" + client,
 		"--advertise-client-urls=" + client,
 		"--listen-peer-urls=" + peer,
@@ -145,7 +145,7 @@ func (l layout) etcd(p ports) program {
 }
 
 func (l layout) apiServer(p ports, more ...string) program {
-	pki := func(name string) string { return l.path("pki", name) }
+	pki := func(name string) string { return l.state("pki", name) }
 	return program{name: "kube-apiserver", path: l.program("kube"), args: append([]string{
 		"kube-apiserver",
 		fmt.Sprintf("--etcd-servers=http://127.0.0.1:%d", p.etcd),
@@ -173,25 +173,25 @@ func (l layout) apiServer(p ports, more ...string) program {
 		"--enable-admission-plugins=NodeRestriction",
 		"--service-cluster-ip-range=" + serviceCIDR,
 		"--allow-privileged",
-		"--audit-policy-file=" + l.path("config", "audit.yaml"),
+		"--audit-policy-file=" + l.state("config", "audit.yaml"),
 		"--audit-log-path=" + l.path("logs", "audit.log"),
 		"--audit-log-mode=blocking", // readable as soon as the request is answered
 	}, more...)}
 }
 
 func (l layout) controllerManager(p ports, more []string) program {
-	config := l.path("kubeconfigs", "kube-controller-manager")
+	config := l.state("kubeconfigs", "kube-controller-manager")
 	return program{name: "kube-controller-manager", path: l.program("kube"), args: append([]string{
 		"kube-controller-manager",
 		"--kubeconfig=" + config,
 		"--authentication-kubeconfig=" + config,
 		"--authorization-kubeconfig=" + config,
-		"--service-account-private-key-file=" + l.path("pki", "sa.key"),
-		"--root-ca-file=" + l.path("pki", "ca.crt"),
+		"--service-account-private-key-file=" + l.state("pki", "sa.key"),
+		"--root-ca-file=" + l.state("pki", "ca.crt"),
 		"--use-service-account-credentials",
 		"--bind-address=127.0.0.1",
 		fmt.Sprintf("--secure-port=%d", p.controllers),
-		"--cert-dir=" + l.path("pki"),
+		"--cert-dir=" + l.state("pki"),
 		"--leader-elect=false", // there is one, and it need not wait for a lease of a predecessor
 	}, more...)}
 }

@@ -72,18 +72,10 @@ func (l layout) survivors(rec *record) []identity {
 	return slices.Compact(found)
 }
 
-// stateFiles names what a cluster makes in its state directory and what ends with it. Not among them: bin and images,
-// which take long to build; logs, which tell why a cluster died; and the lock, which down's caller holds.
-func stateFiles() []string {
-	return []string{
-		"cni", "config", "containerd", "env", "etcd", "kubeconfig", "kubeconfigs", "kubelet", "pki", "pods", "state.json",
-	}
-}
-
-// removeState removes the cluster's state and nothing else: the directory may be one that somebody chose, with files of
-// their own in it.
+// removeState removes what ends with the cluster, and nothing else. The programs and images stay, because they take long
+// to build; the logs, because they tell why a cluster died; and the lock, which the caller holds.
 func (l layout) removeState() error {
-	for _, name := range stateFiles() {
+	for _, name := range []string{"env", "kubeconfig", "state"} {
 		if err := os.RemoveAll(l.path(name)); err != nil {
 			return fmt.Errorf("removing state: %w", err)
 		}

@@ -12,7 +12,7 @@ import (
 
 // maxDir bounds the length of the state directory's path, below which kubelet makes sockets: the path of a socket has 107
 // bytes at most.
-const maxDir = 70
+const maxDir = 64
 
 // startFull attaches to the full cluster, or brings it up anew.
 func startFull(ctx context.Context, opts Options, l layout) (*Cluster, error) {
@@ -27,8 +27,8 @@ func startFull(ctx context.Context, opts Options, l layout) (*Cluster, error) {
 	if err := inNetns("", func() error { inside = insideNetns(l.name); return nil }); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(l.path("logs"), 0o755); err != nil {
-		return nil, fmt.Errorf("creating the state directory: %w", err)
+	if err := l.claim(); err != nil {
+		return nil, err
 	}
 	unlock, err := l.lock(ctx)
 	if err != nil {
@@ -198,11 +198,11 @@ func (c *Cluster) makeNetwork(ctx context.Context) error {
 }
 
 func (l layout) containerd() program {
-	return program{name: "containerd", path: l.program("containerd"), args: []string{"--config", l.path("config", "containerd.toml")}}
+	return program{name: "containerd", path: l.program("containerd"), args: []string{"--config", l.state("config", "containerd.toml")}}
 }
 
 func (l layout) scheduler() program {
-	config := l.path("kubeconfigs", "kube-scheduler")
+	config := l.state("kubeconfigs", "kube-scheduler")
 	return program{name: "kube-scheduler", path: l.program("kube"), args: []string{
 		"kube-scheduler",
 		"--kubeconfig=" + config,
@@ -216,23 +216,23 @@ func (l layout) scheduler() program {
 func (l layout) kubelet() program {
 	return program{name: "kubelet", path: l.program("kube"), args: []string{
 		"kubelet",
-		"--config=" + l.path("config", "kubelet.yaml"),
-		"--kubeconfig=" + l.path("kubeconfigs", "node"),
+		"--config=" + l.state("config", "kubelet.yaml"),
+		"--kubeconfig=" + l.state("kubeconfigs", "node"),
 		"--hostname-override=" + nodeName,
 		"--node-ip=" + nodeIP,
-		"--root-dir=" + l.path("kubelet"),
-		"--cert-dir=" + l.path("kubelet", "pki"),
+		"--root-dir=" + l.state("kubelet"),
+		"--cert-dir=" + l.state("kubelet", "pki"),
 	}}
 }
 
 func (l layout) kubeProxy() program {
 	return program{name: "kube-proxy", path: l.program("kube"), args: []string{
-		"kube-proxy", "--config=" + l.path("config", "kube-proxy.yaml"),
+		"kube-proxy", "--config=" + l.state("config", "kube-proxy.yaml"),
 	}}
 }
 
 func (l layout) coredns() program {
-	return program{name: "coredns", path: l.program("coredns"), args: []string{"-conf", l.path("config", "Corefile")}}
+	return program{name: "coredns", path: l.program("coredns"), args: []string{"-conf", l.state("config", "Corefile")}}
 }
 
 // writeShellFiles writes what a person needs: a kubectl that finds the cluster, and a file for the shell to source.

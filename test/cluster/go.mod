@@ -3,3 +3,5 @@ module github.com/sluice-dev/sluice/test/cluster
 go 1.26.0
 
 require golang.org/x/sys v0.49.0
+
+require github.com/google/go-cmp v0.7.0

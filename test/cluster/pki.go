@@ -113,7 +113,7 @@ const nodeName = "node0"
 // makePKI writes all certificates, the service accounts' key, and the kubeconfigs: the administrator's, "kubeconfig",
 // and "kubeconfigs/NAME" of each component, all for the API server at address.
 func (l layout) makePKI(address string) error {
-	ca, err := newAuthority(l.path("pki"))
+	ca, err := newAuthority(l.state("pki"))
 	if err != nil {
 		return err
 	}
@@ -142,14 +142,14 @@ func (l layout) makePKI(address string) error {
 			return err
 		}
 	}
-	if _, err := newKey(l.path("pki", "sa.key")); err != nil {
+	if _, err := newKey(l.state("pki", "sa.key")); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(l.path("kubeconfigs"), 0o755); err != nil {
+	if err := os.MkdirAll(l.state("kubeconfigs"), 0o755); err != nil {
 		return fmt.Errorf("writing kubeconfigs: %w", err)
 	}
 	for _, user := range users {
-		path := l.path("kubeconfigs", user.file)
+		path := l.state("kubeconfigs", user.file)
 		if user.file == "admin" {
 			path = l.path("kubeconfig")
 		}

@@ -51,6 +51,9 @@ const marker = "SLUICE_TEST_CLUSTER"
 // spawn starts p in the network namespace called netns, as a session of its own that outlives this process, and adds it
 // to the state file. Its output goes to its log file, which it begins anew.
 func (l layout) spawn(netns string, rec *record, p program) error {
+	if err := os.MkdirAll(l.path("logs"), 0o755); err != nil {
+		return fmt.Errorf("starting %s: %w", p.name, err)
+	}
 	log, err := os.Create(l.path("logs", p.name+".log"))
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", p.name, err)
@@ -131,13 +134,13 @@ func (l layout) saveRecord(rec *record) error {
 	if err != nil {
 		return fmt.Errorf("saving the state: %w", err)
 	}
-	return writeFile(l.path("state.json"), b, 0o644)
+	return writeFile(l.state("record.json"), b, 0o644)
 }
 
 // loadRecord reads the state file. Without one, or with that of an earlier boot, nothing is recorded.
 func (l layout) loadRecord() (*record, error) {
 	boot := bootID()
-	b, err := os.ReadFile(l.path("state.json"))
+	b, err := os.ReadFile(l.state("record.json"))
 	if errors.Is(err, os.ErrNotExist) {
 		return &record{Boot: boot}, nil
 	}
