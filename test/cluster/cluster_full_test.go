@@ -195,7 +195,7 @@ func checkPod(t *testing.T, c *Cluster, imageName string) {
 	c.kubectl(t, fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
-metadata: {name: web, labels: {app: web}}
+metadata: {name: web-0, labels: {app: web}}
 spec:
   securityContext: {runAsNonRoot: true}
   containers:
@@ -209,7 +209,7 @@ kind: Service
 metadata: {name: web}
 spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 `, imageName), "apply", "-f", "-")
-	c.kubectl(t, "", "wait", "--for=condition=Ready", "pod/web", "--timeout=60s")
+	c.kubectl(t, "", "wait", "--for=condition=Ready", "pod/web-0", "--timeout=60s")
 	ip := strings.TrimSpace(c.kubectl(t, "", "get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"))
 
 	if got := fetch(t, c, "http://"+ip+"/"); got != "hello" {
@@ -227,7 +227,7 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 	if err := dnsReady(t.Context(), c.Netns()); err != nil {
 		t.Errorf("lookup from the network namespace: %v", err)
 	}
-	if got := strings.TrimSpace(c.kubectl(t, "", "logs", "web")); got != "serving" {
+	if got := strings.TrimSpace(c.kubectl(t, "", "logs", "web-0")); got != "serving" {
 		t.Errorf("kubectl logs: %q, want serving", got)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -61,15 +60,12 @@ func configs() map[string]string {
 }
 
 type configValues struct {
-	Name, Dir, Run, Socket, Snapshotter               string
+	Name, Dir, Logs, Run, Socket, Snapshotter         string
 	NodeIP, PodCIDR, DNSIP, ClusterDomain, PauseImage string
 }
 
-// writeConfigs renders the configuration files, and begins a new audit log, which the API server would only continue.
+// writeConfigs renders the configuration files.
 func (l layout) writeConfigs() error {
-	if err := os.Remove(l.path("logs", "audit.log")); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("beginning the audit log: %w", err)
-	}
 	if err := os.MkdirAll(l.state("config", "cni"), 0o755); err != nil {
 		return fmt.Errorf("writing configuration: %w", err)
 	}
@@ -93,7 +89,7 @@ func (l layout) render(name, text string) ([]byte, error) {
 	}
 	var b bytes.Buffer
 	err = t.Execute(&b, configValues{
-		Name: l.name, Dir: l.state(), Run: l.runDir(), Socket: l.containerdSocket(), Snapshotter: snapshotter(l.dir),
+		Name: l.name, Dir: l.state(), Logs: l.path("logs"), Run: l.runDir(), Socket: l.containerdSocket(), Snapshotter: snapshotter(l.dir),
 		NodeIP: nodeIP, PodCIDR: podCIDR, DNSIP: dnsIP, ClusterDomain: clusterDomain, PauseImage: pauseImage,
 	})
 	if err != nil {
@@ -215,7 +211,7 @@ maxPods: 200
 clusterDomain: {{.ClusterDomain}}
 clusterDNS: ["{{.DNSIP}}"]
 resolvConf: "{{.Dir}}/config/resolv.conf"
-podLogsDir: "{{.Dir}}/pods"
+podLogsDir: "{{.Logs}}/pods"
 volumePluginDir: "{{.Dir}}/kubelet/volumeplugins"
 `
 

@@ -67,6 +67,9 @@ func (c *Cluster) bringUpControlPlane(ctx context.Context, opts Options) error {
 	if err := c.down(ctx, opts.Log); err != nil {
 		return err
 	}
+	if err := c.removeLogs(); err != nil {
+		return err
+	}
 	if err := build(ctx, opts); err != nil {
 		return err
 	}

@@ -82,3 +82,15 @@ func (l layout) removeState() error {
 	}
 	return nil
 }
+
+// removeLogs removes the logs of the cluster before, of its programs and of its pods, which a new one would mix its own
+// with.
+func (l layout) removeLogs() error {
+	if err := os.RemoveAll(l.path("logs")); err != nil {
+		return fmt.Errorf("removing old logs: %w", err)
+	}
+	if err := os.MkdirAll(l.path("logs"), 0o755); err != nil {
+		return fmt.Errorf("creating the log directory: %w", err)
+	}
+	return nil
+}

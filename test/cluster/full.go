@@ -81,6 +81,9 @@ func (c *Cluster) bringUpFull(ctx context.Context, opts Options) error {
 	if err := c.down(ctx, opts.Log); err != nil {
 		return err
 	}
+	if err := c.removeLogs(); err != nil {
+		return err
+	}
 	if err := installPackages(ctx, opts.Log); err != nil {
 		return err
 	}

@@ -51,9 +51,6 @@ const marker = "SLUICE_TEST_CLUSTER"
 // spawn starts p in the network namespace called netns, as a session of its own that outlives this process, and adds it
 // to the state file. Its output goes to its log file, which it begins anew.
 func (l layout) spawn(netns string, rec *record, p program) error {
-	if err := os.MkdirAll(l.path("logs"), 0o755); err != nil {
-		return fmt.Errorf("starting %s: %w", p.name, err)
-	}
 	log, err := os.Create(l.path("logs", p.name+".log"))
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", p.name, err)
