@@ -86,7 +86,7 @@ func build(ctx context.Context, opts Options) error {
 		return fmt.Errorf("building: %w", err)
 	}
 	// Clusters of several state directories share the programs.
-	unlock, err := lockFile(ctx, filepath.Join(opts.BinDir, ".lock"))
+	unlock, err := lockFile(ctx, filepath.Join(opts.BinDir, ".lock"), opts.Log)
 	if err != nil {
 		return err
 	}

@@ -109,7 +109,7 @@ func Down(ctx context.Context, opts Options) error {
 	if err := l.claim(); err != nil {
 		return err
 	}
-	unlock, err := l.lock(ctx)
+	unlock, err := l.lock(ctx, opts.Log)
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	if err := c.claim(); err != nil {
 		return err
 	}
-	unlock, err := c.lock(ctx)
+	unlock, err := c.lock(ctx, c.log)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -317,53 +316,5 @@ func checkNothingLeft(t *testing.T, c *Cluster) {
 		for _, path := range found {
 			t.Errorf("%s is left", path)
 		}
-	}
-}
-
-// TestControlPlane needs no root. The controllers run: a namespace gets its service account. A flag that is added
-// restarts the controller manager alone.
-func TestControlPlane(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Fatal(checkHost())
-	}
-	opts := Options{ControlPlaneOnly: true, Log: testLog{t}}
-	c, err := Start(t.Context(), opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stopped := false
-	t.Cleanup(func() {
-		if !stopped {
-			if err := c.Stop(context.Background()); err != nil {
-				t.Errorf("Stop: %v", err)
-			}
-		}
-	})
-	before := c.pids(t)
-	opts.Dir = c.Dir()
-	opts.ControllerManagerArgs = []string{"--horizontal-pod-autoscaler-sync-period=5s"}
-	if _, err := Start(t.Context(), opts); err != nil {
-		t.Fatalf("second Start: %v", err)
-	}
-	after := c.pids(t)
-	if before["kube-controller-manager"] == after["kube-controller-manager"] {
-		t.Error("kube-controller-manager still has its old flags")
-	}
-	if before["kube-apiserver"] != after["kube-apiserver"] {
-		t.Error("kube-apiserver was restarted")
-	}
-	if err := c.LoadImage(t.Context(), "none.tar"); err == nil {
-		t.Error("LoadImage without a node: no error")
-	}
-	kill(t, after["etcd"])
-	if err := c.Stop(t.Context()); err != nil {
-		t.Fatalf("Stop: %v", err)
-	}
-	stopped = true
-	if left := c.marked(); len(left) > 0 {
-		t.Errorf("%d processes are left", len(left))
-	}
-	if exists(c.Dir()) {
-		t.Errorf("%s is left", c.Dir())
 	}
 }

@@ -34,7 +34,7 @@ func startControlPlane(ctx context.Context, opts Options, l layout) (*Cluster, e
 	if err := l.claim(); err != nil {
 		return nil, err
 	}
-	unlock, err := l.lock(ctx)
+	unlock, err := l.lock(ctx, opts.Log)
 	if err != nil {
 		return nil, err
 	}

@@ -30,7 +30,7 @@ func startFull(ctx context.Context, opts Options, l layout) (*Cluster, error) {
 	if err := l.claim(); err != nil {
 		return nil, err
 	}
-	unlock, err := l.lock(ctx)
+	unlock, err := l.lock(ctx, opts.Log)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime"
@@ -121,18 +122,20 @@ func snapshotter(dir string) string {
 }
 
 // lock takes the cluster's lock, waiting for whoever else brings it up or down. The kernel frees it when its holder dies.
-func (l layout) lock(ctx context.Context) (unlock func(), err error) {
-	return lockFile(ctx, l.path("lock"))
+func (l layout) lock(ctx context.Context, log io.Writer) (unlock func(), err error) {
+	return lockFile(ctx, l.path("lock"), log)
 }
 
-func lockFile(ctx context.Context, path string) (unlock func(), err error) {
+func lockFile(ctx context.Context, path string, log io.Writer) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("locking: %w", err)
 	}
-	err = poll(ctx, "the lock "+path, 100*time.Millisecond, func(context.Context) error {
-		return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	})
+	try := func(context.Context) error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+	if try(ctx) != nil {
+		fmt.Fprintf(log, "waiting for another command that holds %s\n", path)
+		err = poll(ctx, "the lock "+path, 100*time.Millisecond, try)
+	}
 	if err != nil {
 		f.Close()
 		return nil, err

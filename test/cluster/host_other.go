@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"runtime"
 	"syscall"
@@ -35,6 +36,8 @@ func unmount(string) error { return errNotLinux }
 
 func snapshotter(string) string { return "native" }
 
-func (l layout) lock(ctx context.Context) (func(), error) { return lockFile(ctx, "") }
+func (l layout) lock(ctx context.Context, log io.Writer) (func(), error) {
+	return lockFile(ctx, "", log)
+}
 
-func lockFile(context.Context, string) (func(), error) { return nil, checkHost() }
+func lockFile(context.Context, string, io.Writer) (func(), error) { return nil, checkHost() }
