@@ -1,0 +1,345 @@
+package scaler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/go-logr/logr"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+)
+
+// soon is when to look again after a write that somebody else was quicker with.
+const soon = 200 * time.Millisecond
+
+// Reconciler makes the world match what decide says of each Function. It is level-based: what it does depends on what
+// it reads and remembers, never on which event called it.
+type Reconciler struct {
+	client.Client
+	namespace string // of the activators
+	rules     rules
+	recorder  events.EventRecorder
+	poller    *poller
+	proofs    *proofs
+	ports     *ports
+	metrics   *telemetry
+	records   records
+}
+
+// Reconcile implements reconcile.Reconciler. It writes nothing when nothing differs.
+func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	ctx = logr.NewContext(ctx, logr.FromContextOrDiscard(ctx).WithValues("function", req.String()))
+	var fn v1alpha1.Function
+	err := r.Get(ctx, req.NamespacedName, &fn)
+	if apierrors.IsNotFound(err) {
+		r.forget(req.NamespacedName)
+		return reconcile.Result{}, nil
+	}
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("function %s: %w", req, err)
+	}
+	rec := r.records.of(&fn)
+	rec.overlay(&fn)
+	w, err := r.observe(ctx, &fn)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if w.workload != nil && behind(w.workload.ResourceVersion, rec.scaleVersion) {
+		// The cache does not show our own scale to zero yet, and would have it that the function wakes already.
+		return reconcile.Result{RequeueAfter: soon}, nil
+	}
+	var result reconcile.Result
+	switch {
+	case fn.DeletionTimestamp != nil:
+		result, err = r.finalize(ctx, w, rec)
+	case w.loses:
+		err = r.stepAside(ctx, w, rec)
+	default:
+		result, err = r.tend(ctx, w, rec)
+	}
+	if someoneWasQuicker(err) {
+		return reconcile.Result{RequeueAfter: soon}, nil
+	}
+	return result, err
+}
+
+// someoneWasQuicker tells whether all that went wrong is that the cache was behind.
+func someoneWasQuicker(err error) bool {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			if !someoneWasQuicker(e) {
+				return false
+			}
+		}
+		return true
+	}
+	return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err)
+}
+
+func (r *Reconciler) forget(fn types.NamespacedName) {
+	r.records.forget(fn)
+	r.poller.forget(fn)
+	r.proofs.forget(fn)
+	r.ports.forget(fn)
+}
+
+// tend does all that is to be done for a Function in normal times.
+func (r *Reconciler) tend(ctx context.Context, w *world, rec *record) (reconcile.Result, error) {
+	fn := w.fn
+	if fn.Spec.Traffic != nil && !controllerutil.ContainsFinalizer(fn, v1alpha1.Finalizer) {
+		if err := r.patchFinalizer(ctx, fn, controllerutil.AddFinalizer); err != nil {
+			return reconcile.Result{}, err
+		}
+	}
+	if err := r.ensurePort(ctx, w, rec); err != nil {
+		return reconcile.Result{}, err
+	}
+	seen := r.observed(w, rec.mem)
+	now := time.Now()
+	d := decision{Time: now}
+	var result reconcile.Result
+	var errs []error
+	if w.workload != nil {
+		var mem memory
+		d, mem = r.rules.decide(now, fn, seen, rec.mem)
+		result.RequeueAfter = d.Again
+		done, err := r.carryOut(ctx, w, rec, d, mem)
+		if err != nil {
+			errs = append(errs, err)
+			w.problem(v1alpha1.ConditionScalingActive, "WriteFailed", "%s failed: %v; it is tried again", d.Reason, err)
+		}
+		if done {
+			rec.mem = mem
+			r.announce(ctx, fn, d)
+		} else {
+			// Nothing happened: phase and path stay as they were until the next look.
+			result.RequeueAfter = soon
+			d.Transition, d.To, d.Phase, d.Gate = false, seen.Replicas, fn.Status.Phase, seen.InPath
+		}
+	} else {
+		rec.mem = memory{}
+	}
+	errs = append(errs, r.ensureHPA(ctx, w), r.ensureProxied(ctx, w))
+	if rec.mem.unproven != "" {
+		w.problem(v1alpha1.ConditionReady, "GateUnproven", "the function is not put to sleep, because new connections to Service %s were not "+
+			"proven to reach the gate: %s; check NetworkPolicies and kube-proxy, and sessionAffinity of the Service",
+			w.fullName(fn.ServiceName()), rec.mem.unproven)
+	}
+	r.track(w, rec, d)
+	errs = append(errs, r.writeStatus(ctx, w, rec, d, seen.Samples))
+	if err := errors.Join(errs...); err != nil {
+		return reconcile.Result{}, err
+	}
+	if fn.Spec.Traffic == nil && controllerutil.ContainsFinalizer(fn, v1alpha1.Finalizer) {
+		return result, r.patchFinalizer(ctx, fn, controllerutil.RemoveFinalizer)
+	}
+	return result, nil
+}
+
+// stepAside takes away what was made for a Function whose workload belongs to an older one.
+func (r *Reconciler) stepAside(ctx context.Context, w *world, rec *record) error {
+	rec.mem = memory{}
+	d := decision{Time: time.Now(), From: w.replicas(), To: w.replicas(), Phase: plainPhase(w)}
+	r.poller.forget(w.fn.Key())
+	return errors.Join(
+		r.ensureSlices(ctx, w.fn, w.gateSlices, nil, false),
+		r.ensureProxied(ctx, w),
+		r.ensureHPA(ctx, w),
+		r.writeStatus(ctx, w, rec, d, nil),
+	)
+}
+
+// plainPhase is the phase of a workload that somebody else looks after.
+func plainPhase(w *world) v1alpha1.Phase {
+	ready, _ := w.ready()
+	switch {
+	case w.workload == nil:
+		return ""
+	case w.replicas() == 0:
+		return v1alpha1.Idle
+	case ready == 0:
+		return v1alpha1.Waking
+	}
+	return v1alpha1.Active
+}
+
+// carryOut does what d says. done is false when it could not be done, be it that somebody scaled meanwhile: then the
+// memory must stay as it was, so that the next look decides anew.
+func (r *Reconciler) carryOut(ctx context.Context, w *world, rec *record, d decision, mem memory) (done bool, err error) {
+	if err := r.ensureGate(ctx, w, d.Gate); err != nil {
+		return false, err
+	}
+	if d.Prove {
+		port := w.gatePort.Service.Port
+		r.proofs.ask(Path{
+			Function: w.fn.Key(),
+			Host:     fmt.Sprintf("%s.%s.svc", w.service.Name, w.service.Namespace),
+			Address:  hostPort(w.service.Spec.ClusterIP, port),
+		}, mem.joined)
+	}
+	if !d.Sleep {
+		return true, nil
+	}
+	version, err := r.patchScale(ctx, w, sleepPatch(d.From))
+	if apierrors.IsInvalid(err) {
+		logr.FromContextOrDiscard(ctx).Info("Sleep put off, somebody scaled meanwhile", "replicas", d.From)
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	rec.scaleVersion = version
+	mem.becomeAsleep(d.Time)
+	rec.mem = mem
+	return true, nil
+}
+
+// ensureGate puts the gate into the path of the function's own Service, or takes it out.
+func (r *Reconciler) ensureGate(ctx context.Context, w *world, in bool) error {
+	var want []*discoveryv1.EndpointSlice
+	if in {
+		want = renderSlices(w.fn, w.fn.OwnedName()+"-gate", w.service.Name, w.service.Spec.IPFamilies, w.gatePort, w.activators)
+	}
+	return r.ensureSlices(ctx, w.fn, w.gateSlices, want, in && len(w.activators) == 0)
+}
+
+// sleepPatch scales to zero, if and only if the workload still asks for as many replicas as were seen: a concurrent
+// scale-up wins.
+func sleepPatch(current int32) string {
+	return fmt.Sprintf(`[{"op":"test","path":"/spec/replicas","value":%d},{"op":"replace","path":"/spec/replicas","value":0}]`, current)
+}
+
+// wakePatch scales from zero, if and only if the workload is at zero: the scale subresource omits replicas there.
+func wakePatch(replicas int32) string {
+	return fmt.Sprintf(`[{"op":"test","path":"/spec","value":{}},{"op":"add","path":"/spec/replicas","value":%d}]`, replicas)
+}
+
+// patchScale patches the scale of the workload and returns the resource version that it then has. A test in the patch
+// that does not hold is answered by an Invalid error, and nothing is changed.
+func (r *Reconciler) patchScale(ctx context.Context, w *world, patch string) (version string, err error) {
+	var scale autoscalingv1.Scale
+	err = r.SubResource("scale").Patch(ctx, w.workload.DeepCopy(), client.RawPatch(types.JSONPatchType, []byte(patch)),
+		client.WithSubResourceBody(&scale))
+	if err != nil {
+		return "", fmt.Errorf("scale of Deployment %s: %w", w.fullName(w.workload.Name), err)
+	}
+	return scale.ResourceVersion, nil
+}
+
+// ensurePort gives the function a gate port and resolves its Service port, both in its status, before anything refers
+// to them: activators learn of the port from there.
+func (r *Reconciler) ensurePort(ctx context.Context, w *world, rec *record) error {
+	if w.fn.Spec.Traffic == nil {
+		w.gatePort.Gate = 0
+		return nil
+	}
+	port, err := r.portOf(ctx, w.fn)
+	if errors.Is(err, errPortsExhausted) {
+		w.gatePort.Gate = 0
+		w.gateProblem("GatePortsExhausted", "%v; raise the scaler's port range or delete Functions", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	w.gatePort.Gate = port
+	gate := v1alpha1.GateStatus{Port: port, ServicePort: w.gatePort.Service.Name}
+	if old := w.fn.Status.Gate; old != nil {
+		gate.InPath = old.InPath
+		if !w.gateable() {
+			gate.ServicePort = old.ServicePort
+		}
+		if *old == gate {
+			return nil
+		}
+	}
+	next := w.fn.Status.DeepCopy()
+	next.Gate = &gate
+	return r.patchStatus(ctx, w.fn, rec, next)
+}
+
+// portOf is the gate port of fn: the one in its status unless an older Function has it too, else a free one.
+func (r *Reconciler) portOf(ctx context.Context, fn *v1alpha1.Function) (int32, error) {
+	claim := portClaim{Function: fn.Key(), Created: fn.CreationTimestamp.Time}
+	if g := fn.Status.Gate; g != nil && g.Port >= r.ports.first && g.Port <= r.ports.last {
+		rival, err := r.olderRival(ctx, fn, indexGatePort, fmt.Sprint(g.Port))
+		if err != nil {
+			return 0, err
+		}
+		if rival == "" {
+			return g.Port, nil
+		}
+	}
+	return r.ports.allocate(claim, func() ([]portClaim, error) {
+		var list v1alpha1.FunctionList
+		if err := r.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+			return nil, fmt.Errorf("gate ports of all functions: %w", err)
+		}
+		claims := make([]portClaim, 0, len(list.Items))
+		for i := range list.Items {
+			if f := &list.Items[i]; f.Status.Gate != nil {
+				claims = append(claims, portClaim{Function: f.Key(), Port: f.Status.Gate.Port, Created: f.CreationTimestamp.Time})
+			}
+		}
+		return claims, nil
+	})
+}
+
+// track tells the poller what is of interest about the function from now on.
+func (r *Reconciler) track(w *world, rec *record, d decision) {
+	key := w.fn.Key()
+	if d.Phase == v1alpha1.Idle || w.workload == nil {
+		rec.trackedSince = time.Time{}
+		r.poller.forget(key)
+		r.proofs.forget(key)
+		return
+	}
+	if rec.trackedSince.IsZero() {
+		rec.trackedSince = d.Time
+	}
+	status, _, _ := metricsAvailable(d.Time, w.fn, r.poller.samples(key), rec.trackedSince)
+	r.poller.track(key, interest{
+		Required:   required(w.fn),
+		Always:     rec.mem.goingToSleep(),
+		Idle:       d.Watch,
+		IdleAfter:  w.fn.IdleAfter(),
+		Unknown:    status != "True",
+		Reconciled: d.Time,
+	})
+}
+
+// announce tells of a transition that was carried out, in log, metric and, but for repetitions, as an Event.
+func (r *Reconciler) announce(ctx context.Context, fn *v1alpha1.Function, d decision) {
+	if !d.Transition {
+		return
+	}
+	logr.FromContextOrDiscard(ctx).Info("Transition", "reason", d.Reason, "phase", d.Phase, "from", d.From, "to", d.To,
+		"gateInPath", d.Gate, "why", d.Message())
+	r.metrics.decisions.WithLabelValues(d.Reason).Inc()
+	switch d.Reason {
+	case reasonSleeping, reasonWoken, reasonSleepAborted:
+		if !d.Quiet {
+			r.event(fn, corev1.EventTypeNormal, d.Reason, "Scale", d.Message())
+		}
+	}
+}
+
+// event records an Event; its note may have 1024 bytes.
+func (r *Reconciler) event(fn *v1alpha1.Function, kind, reason, action, note string) {
+	const limit = 1000
+	if len(note) > limit {
+		note = note[:limit] + "..."
+	}
+	r.recorder.Eventf(fn, nil, kind, reason, action, "%s", note)
+}
