@@ -80,7 +80,11 @@ func (c *client) do(ctx context.Context, method, path, contentType string, body,
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
-		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, answer[:min(len(answer), 300)])
+		var status struct{ Message string } // of a metav1.Status; /readyz answers in plain text
+		if json.Unmarshal(answer, &status) != nil {
+			status.Message = string(answer[:min(len(answer), 300)])
+		}
+		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, status.Message)
 	}
 	if into == nil {
 		return nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -250,7 +249,7 @@ func (c *Cluster) waitAPI(ctx context.Context, rec *record) error {
 
 // waitReady waits until all of the cluster is ready, and no program has ended meanwhile.
 func (c *Cluster) waitReady(ctx context.Context, rec *record) error {
-	return poll(ctx, "the cluster "+filepath.Base(c.dir), 100*time.Millisecond, func(ctx context.Context) error {
+	return poll(ctx, "the cluster "+c.name, 100*time.Millisecond, func(ctx context.Context) error {
 		if err := c.died(rec); err != nil {
 			return err
 		}

@@ -218,6 +218,12 @@ func hasEntry(list []byte, want string) bool {
 func killAll(ctx context.Context, find func() []identity) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	killed := make(map[identity]bool)
+	defer func() {
+		for p := range killed {
+			p.reap()
+		}
+	}()
 	return poll(ctx, "processes to end", 20*time.Millisecond, func(context.Context) error {
 		left := find()
 		if len(left) == 0 {
@@ -227,7 +233,7 @@ func killAll(ctx context.Context, find func() []identity) error {
 			if err := p.kill(); err != nil {
 				return err
 			}
-			p.reap()
+			killed[p] = true
 		}
 		return fmt.Errorf("%d are alive, the first with pid %d", len(left), left[0].PID)
 	})
