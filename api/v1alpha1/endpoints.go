@@ -17,6 +17,8 @@ type PodEndpoint struct {
 	Port int32
 	// Ready is true while the pod takes new requests: ready and not terminating.
 	Ready bool
+	// Serving is true while the pod answers the requests that it has: ready, whether it is being deleted or not.
+	Serving bool
 	// Terminating is true once the pod is being deleted.
 	Terminating bool
 }
@@ -64,6 +66,10 @@ func podEndpoint(ep *discoveryv1.Endpoint, port int32) PodEndpoint {
 	}
 	// A nil ready means unknown and is to be read as ready; see the type's own documentation.
 	pod.Ready = (ep.Conditions.Ready == nil || *ep.Conditions.Ready) && !pod.Terminating
+	pod.Serving = pod.Ready
+	if ep.Conditions.Serving != nil {
+		pod.Serving = *ep.Conditions.Serving
+	}
 	if ref := ep.TargetRef; ref != nil && ref.Kind == "Pod" {
 		pod.Pod = types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}
 		pod.UID = ref.UID
