@@ -1,0 +1,173 @@
+package adapter
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/labels"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	endpointmetrics "k8s.io/apiserver/pkg/endpoints/metrics"
+	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/healthz"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/component-base/metrics/legacyregistry"
+	openapicommon "k8s.io/kube-openapi/pkg/common"
+	custommetrics "k8s.io/metrics/pkg/apis/custom_metrics/v1beta2"
+	"sigs.k8s.io/custom-metrics-apiserver/pkg/apiserver"
+	apiservermetrics "sigs.k8s.io/custom-metrics-apiserver/pkg/apiserver/metrics"
+	openapicore "sigs.k8s.io/custom-metrics-apiserver/pkg/generated/openapi/core"
+	openapicustommetrics "sigs.k8s.io/custom-metrics-apiserver/pkg/generated/openapi/custommetrics"
+)
+
+// newServer builds the generic API server, and listens. It is what the library's own builder does, without its
+// self-signed certificates, its in-cluster client and its RESTMapper, which never learns of new kinds.
+func newServer(o Options) (*apiserver.CustomMetricsAdapterServer, error) {
+	if errs := o.Server.Validate(); len(errs) > 0 {
+		return nil, utilerrors.NewAggregate(errs)
+	}
+	config := genericapiserver.NewRecommendedConfig(apiserver.Codecs)
+	if err := applyOptions(o, config); err != nil {
+		return nil, err
+	}
+	config.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(definitions, openapinamer.NewDefinitionNamer(apiserver.Scheme))
+	config.OpenAPIConfig.Info.Title = Service
+	config.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(definitions, openapinamer.NewDefinitionNamer(apiserver.Scheme))
+	config.OpenAPIV3Config.Info.Title = Service
+	config.EnableMetrics = o.Server.EnableMetrics
+	config.ShutdownDelayDuration = o.DrainDelay
+	config.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
+		return genericapiserver.DefaultBuildHandlerChain(refuseBadSelectors(api), c)
+	}
+	config.AddReadyzChecks(healthz.NamedCheck("values", func(*http.Request) error { return o.Ready() }))
+
+	complete := (&apiserver.Config{GenericConfig: &config.Config}).Complete(config.SharedInformerFactory)
+	server, err := complete.New(Service, functionMetrics{o.Reader}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("API server: %w", err)
+	}
+	installMetrics(server.GenericAPIServer, o.Registry)
+	return server, nil
+}
+
+// applyOptions fills in config from the library's options.
+func applyOptions(o Options, config *genericapiserver.RecommendedConfig) error {
+	client, err := kubernetes.NewForConfig(o.Config)
+	if err != nil {
+		return fmt.Errorf("client: %w", err)
+	}
+	config.ClientConfig = o.Config
+	config.SharedInformerFactory = informers.NewSharedInformerFactory(client, 0)
+	forget, err := delegateTo(o)
+	if err != nil {
+		return err
+	}
+	defer forget()
+	if err := o.Server.SecureServing.ApplyToConfig(&config.Config); err != nil {
+		return fmt.Errorf("secure serving: %w", err)
+	}
+	if err := o.Server.Authentication.ApplyTo(&config.Authentication, config.SecureServing, nil); err != nil {
+		return fmt.Errorf("delegated authentication: %w", err)
+	}
+	if err := o.Server.Authorization.ApplyTo(&config.Authorization); err != nil {
+		return fmt.Errorf("delegated authorization: %w", err)
+	}
+	if err := o.Server.Audit.ApplyTo(&config.Config); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	if err := o.Server.Features.ApplyTo(&config.Config, client, config.SharedInformerFactory); err != nil {
+		return fmt.Errorf("features: %w", err)
+	}
+	return nil
+}
+
+// delegateTo makes authentication and authorization ask the API server of o.Config. The library takes that from a
+// file or from the cluster it runs in; outside of a cluster it is given a file, for as long as it reads it.
+func delegateTo(o Options) (forget func(), err error) {
+	forget = func() {}
+	authentication, authorization := &o.Server.Authentication.RemoteKubeConfigFile, &o.Server.Authorization.RemoteKubeConfigFile
+	if _, err := rest.InClusterConfig(); err == nil || *authentication != "" && *authorization != "" {
+		return forget, nil
+	}
+	file, err := os.CreateTemp("", "sluice-adapter-*.kubeconfig")
+	if err != nil {
+		return forget, fmt.Errorf("kubeconfig for delegated authentication: %w", err)
+	}
+	given := [...]string{*authentication, *authorization}
+	forget = func() {
+		*authentication, *authorization = given[0], given[1]
+		_ = os.Remove(file.Name())
+	}
+	if err := errors.Join(file.Close(), clientcmd.WriteToFile(kubeconfig(o.Config), file.Name())); err != nil {
+		forget()
+		return nil, fmt.Errorf("kubeconfig for delegated authentication: %w", err)
+	}
+	for _, name := range [...]*string{authentication, authorization} {
+		if *name == "" {
+			*name = file.Name()
+		}
+	}
+	return forget, nil
+}
+
+// kubeconfig says in a file's form what c says.
+func kubeconfig(c *rest.Config) clientcmdapi.Config {
+	const name = "api-server"
+	cluster, user, current := clientcmdapi.NewCluster(), clientcmdapi.NewAuthInfo(), clientcmdapi.NewContext()
+	cluster.Server = c.Host + c.APIPath
+	cluster.TLSServerName = c.ServerName
+	cluster.InsecureSkipTLSVerify = c.Insecure
+	cluster.CertificateAuthority, cluster.CertificateAuthorityData = c.CAFile, c.CAData
+	user.ClientCertificate, user.ClientCertificateData = c.CertFile, c.CertData
+	user.ClientKey, user.ClientKeyData = c.KeyFile, c.KeyData
+	user.Token, user.TokenFile = c.BearerToken, c.BearerTokenFile
+	user.Username, user.Password = c.Username, c.Password
+	user.Exec = c.ExecProvider
+	current.Cluster, current.AuthInfo = name, name
+	config := clientcmdapi.NewConfig()
+	config.Clusters[name], config.AuthInfos[name], config.Contexts[name] = cluster, user, current
+	config.CurrentContext = name
+	return *config
+}
+
+// definitions are the OpenAPI definitions of what is served.
+func definitions(ref openapicommon.ReferenceCallback) map[string]openapicommon.OpenAPIDefinition {
+	all := openapicore.GetOpenAPIDefinitions(ref)
+	maps.Copy(all, openapicustommetrics.GetOpenAPIDefinitions(ref))
+	return all
+}
+
+// refuseBadSelectors answers 400 to a metricLabelSelector that cannot be read, which the library takes for an
+// internal error.
+func refuseBadSelectors(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s := r.URL.Query().Get("metricLabelSelector"); s != "" {
+			if _, err := labels.Parse(s); err != nil {
+				err = apierrors.NewBadRequest(fmt.Sprintf("metricLabelSelector %q: %v", s, err))
+				responsewriters.ErrorNegotiated(err, apiserver.Codecs, custommetrics.SchemeGroupVersion, w, r)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// installMetrics serves the library's metrics and registry's on /metrics.
+func installMetrics(s *genericapiserver.GenericAPIServer, registry *prometheus.Registry) {
+	endpointmetrics.Register()
+	// Registered once per process; it stays registered when Run is called again.
+	_ = apiservermetrics.RegisterMetrics(legacyregistry.Register)
+	both := prometheus.Gatherers{legacyregistry.DefaultGatherer, registry}
+	s.Handler.NonGoRestfulMux.Handle("/metrics", promhttp.HandlerFor(both, promhttp.HandlerOpts{}))
+}

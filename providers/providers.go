@@ -1,0 +1,213 @@
+// Package providers measures functions and remembers the result.
+//
+// It hides how numbers come about: who is asked (a Discovery says), how (a Source does it), when (the Collector owns
+// every goroutine and clock), and how counters of processes that come, restart and go become one rate (the Store).
+// What it gives out is a Value with the time at which it was true, or an Unknown that says why there is none. A value
+// is never guessed: unknown is not zero, and no value is NaN, infinite or negative.
+//
+// The data flows one way: Discovery -> Collector -> Source -> Store -> whoever reads. Reading does no I/O.
+package providers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Kind tells what sort of process a Target is.
+type Kind string
+
+const (
+	// Activator is a replica of the gate. It counts for all functions at once.
+	Activator Kind = "activator"
+	// Pod is a pod of one function. It counts its own requests.
+	Pod Kind = "pod"
+)
+
+// Target is one process that is measured. Its fields are its identity: two Targets that differ in any field are two
+// processes with counters of their own.
+type Target struct {
+	// Kind of the process.
+	Kind Kind
+	// Function whose requests a Pod counts; zero for an Activator.
+	Function types.NamespacedName
+	// UID of the pod behind the address, by which a new pod at an old address is told from the old pod.
+	UID types.UID
+	// Address is host:port.
+	Address string
+	// Path of the metrics on it.
+	Path string
+	// Requests and InFlight name the counter and the gauge that a Pod exposes. InFlight may be empty.
+	Requests, InFlight string
+}
+
+// String names the target for people: "pod 10.0.0.7:8080".
+func (t Target) String() string { return string(t.Kind) + " " + t.Address }
+
+// Endpoint is a Target with what its discovery knows of it now.
+type Endpoint struct {
+	Target
+	// Ready is true while the target takes new requests. A target that is not ready and refuses connections does not
+	// run: nothing there counts, and nobody waits for it.
+	Ready bool
+	// Expected is true while values need the target: without news of it they become unknown. A target that is not
+	// expected is measured too, and what it says counts, but it is not missed.
+	Expected bool
+	// New is true when the target appeared while discovery was already looking, so that it has counted nothing yet.
+	New bool
+}
+
+// Reading is what one target said of one function. Counters only grow while the process lives; they are in requests
+// and in seconds.
+type Reading struct {
+	// Started counts requests since the process began.
+	Started float64
+	// BusySeconds and HeldSeconds are the time integrals of the requests in flight, and of those that wait for a pod.
+	// Activators only.
+	BusySeconds, HeldSeconds float64
+	// InFlight is the number of requests in flight now.
+	InFlight float64
+}
+
+// Measurement is one complete answer of one target. A function that is absent from it reads zero.
+type Measurement struct {
+	// Start is when the process began; zero when the target does not say.
+	Start time.Time
+	// Functions by name. The Store keeps nothing of the map.
+	Functions map[types.NamespacedName]Reading
+}
+
+// Source measures targets of one Kind.
+//
+// The Collector calls Measure from one goroutine per target, so concurrently for different targets, and for one target
+// one call after the other (a target that left and came back may still be ending a call whose ctx has ended). ctx ends
+// at the deadline of the measurement; Measure returns soon after. A Measurement is complete or it is an error: of a
+// part of an answer nothing can be said.
+type Source interface {
+	Measure(ctx context.Context, t Target) (*Measurement, error)
+}
+
+// ErrInvalid is wrapped by the error of a Source whose target answered with something that cannot be used.
+var ErrInvalid = errors.New("invalid answer")
+
+// Discovery finds functions and targets.
+//
+// Run tells sink of all that exists, calls Synced once, then tells of every change until ctx ends, when it returns
+// nil. It calls sink from one goroutine at a time.
+type Discovery interface {
+	Run(ctx context.Context, sink Sink) error
+}
+
+// Sink is told what to measure. Each call replaces what was said before of the same thing.
+type Sink interface {
+	// SetFunction adds or changes a function, with all of its pods that are to be measured.
+	SetFunction(fn Function, pods []Endpoint)
+	// DeleteFunction forgets a function.
+	DeleteFunction(name types.NamespacedName)
+	// SetActivators names all activators.
+	SetActivators(activators []Endpoint)
+	// Synced says that everything that exists has been told.
+	Synced()
+}
+
+// Intervals say how often each Kind of target is measured.
+type Intervals struct {
+	// Activator is the interval of activators. Default 1s.
+	Activator time.Duration
+	// Pod is the interval of pods. Default 2s.
+	Pod time.Duration
+}
+
+func (i Intervals) withDefaults() Intervals {
+	if i.Activator <= 0 {
+		i.Activator = time.Second
+	}
+	if i.Pod <= 0 {
+		i.Pod = 2 * time.Second
+	}
+	return i
+}
+
+func (i Intervals) of(k Kind) time.Duration {
+	if k == Pod {
+		return i.Pod
+	}
+	return i.Activator
+}
+
+// staleAfter is the age from which a value that needs a source of this interval is unknown: three intervals, but at
+// least 5 s, so that one slow answer at a short interval is not yet a gap.
+func staleAfter(interval time.Duration) time.Duration { return max(3*interval, 5*time.Second) }
+
+// Value is a number that was true at a time.
+type Value struct {
+	// Value in the metric's own unit: finite and not negative.
+	Value float64
+	// At is the time up to which everything that the value is made of had been observed.
+	At time.Time
+	// Window is the time before At over which the value is a mean; 0 when it is not a mean.
+	Window time.Duration
+}
+
+// ErrNoFunction is returned for a function that does not exist.
+var ErrNoFunction = errors.New("no such function")
+
+// Reason is why a value is unknown, in one word.
+type Reason string
+
+const (
+	// NoData means that not enough has been observed yet.
+	NoData Reason = "NoData"
+	// Stale means that a source that is needed has not answered for too long.
+	Stale Reason = "Stale"
+	// SourceError means that a source that is needed has never answered properly.
+	SourceError Reason = "SourceError"
+	// NoActivator means that no activator is listed, so that nobody can say what happens at the gate.
+	NoActivator Reason = "NoActivator"
+	// NotCounted means that nobody counts this metric for the function, as it is configured.
+	NotCounted Reason = "NotCounted"
+)
+
+// Unknown is the error for a value that is not known. It is not zero.
+type Unknown struct {
+	// Reason in one word.
+	Reason Reason
+	// Source that is missing, where it is one: "activator 10.0.0.7:9090".
+	Source string
+	// Age of what was last observed of Source. Set for Stale.
+	Age time.Duration
+	// Err is the last error of Source, if it had one.
+	Err error
+	// Remedy says what to do about NotCounted.
+	Remedy string
+}
+
+// Error gives the reason in words.
+func (u *Unknown) Error() string {
+	var s string
+	switch u.Reason {
+	case Stale:
+		s = fmt.Sprintf("stale: the last answer of %s is %s old", u.Source, u.Age.Round(100*time.Millisecond))
+	case SourceError:
+		s = u.Source + " cannot be measured"
+	case NoActivator:
+		s = "no activator is listed, so nobody knows what happens at the gate"
+	case NotCounted:
+		s = "nobody counts it: " + u.Remedy
+	default:
+		s = "no data yet"
+		if u.Source != "" {
+			s += ": " + u.Source + " has not been measured long enough"
+		}
+	}
+	if u.Err != nil {
+		s += ": " + u.Err.Error()
+	}
+	return s
+}
+
+// Unwrap returns the last error of the source.
+func (u *Unknown) Unwrap() error { return u.Err }

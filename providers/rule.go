@@ -1,0 +1,109 @@
+package providers
+
+import (
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+)
+
+// Rule says who counts a function's requests. It is the whole table:
+//
+//	             requests_per_second    requests_in_flight                        idle_seconds
+//	Proxied      activators: started    activators: busy seconds                  activators
+//	Direct, by   pods: their counter    pods: their gauge over time, and          activators and pods
+//	its pods                            activators: held seconds
+//	             -                      without a gauge: not counted
+//	neither      not counted            not counted                               not counted
+//
+// A request of a Direct function that passed the gate is counted by the pod that answered it, never by both; held
+// ones are at no pod yet. Idleness looks at every signal there is, because any sign of activity is activity. All
+// activators must be known for any value: in both modes requests can be at the gate.
+//
+// When the Rule of a live function changes, its values are measured anew from then on. Numbers of two rules are never
+// mixed.
+type Rule struct {
+	// Proxied is true when activators count.
+	Proxied bool
+	// ByPods is true when the function's pods count.
+	ByPods bool
+	// Gauge is true when they also have a gauge of requests in flight.
+	Gauge bool
+	// What the pods count by. A change of it makes their former numbers meaningless.
+	PodMetrics v1alpha1.PodMetrics
+}
+
+// Function is what the Store needs to know of a Function.
+type Function struct {
+	// Name of the function.
+	Name types.NamespacedName
+	// Labels of the Function object. Never written to.
+	Labels map[string]string
+	// Window of requests_per_second.
+	Window time.Duration
+	// Rule says who counts.
+	Rule Rule
+}
+
+// NewFunction reads fn.
+func NewFunction(fn *v1alpha1.Function) Function {
+	f := Function{Name: fn.Key(), Labels: fn.Labels, Window: fn.Window()}
+	switch traffic := fn.Spec.Traffic; {
+	case traffic == nil:
+	case fn.IsProxied():
+		f.Rule.Proxied = true
+	case traffic.PodMetrics != nil && traffic.PodMetrics.Requests != "":
+		f.Rule = Rule{ByPods: true, Gauge: traffic.PodMetrics.InFlight != "", PodMetrics: *traffic.PodMetrics}
+	}
+	return f
+}
+
+// amount is one summand of a metric: a counter of the sources of one kind.
+type amount struct {
+	kind    Kind
+	counter counter
+}
+
+var (
+	proxiedRate     = []amount{{Activator, started}}
+	proxiedInFlight = []amount{{Activator, busy}}
+	directRate      = []amount{{Pod, started}}
+	directInFlight  = []amount{{Pod, busy}, {Activator, held}}
+
+	allMetrics   = []string{v1alpha1.RequestsPerSecond, v1alpha1.RequestsInFlight, v1alpha1.IdleSeconds}
+	withoutGauge = []string{v1alpha1.RequestsPerSecond, v1alpha1.IdleSeconds}
+)
+
+// amounts lists what is summed for metric, which is a rate or a mean; or it says why nobody counts it.
+func (r Rule) amounts(metric string) ([]amount, *Unknown) {
+	rate := metric == v1alpha1.RequestsPerSecond
+	switch {
+	case r.Proxied && rate:
+		return proxiedRate, nil
+	case r.Proxied:
+		return proxiedInFlight, nil
+	case r.ByPods && rate:
+		return directRate, nil
+	case r.ByPods && r.Gauge:
+		return directInFlight, nil
+	case r.ByPods:
+		return nil, notCounted("name a gauge in spec.traffic.podMetrics.inFlight, or set spec.traffic.mode Proxied")
+	default:
+		return nil, notCounted("set spec.traffic.mode Proxied, or name a counter in spec.traffic.podMetrics.requests")
+	}
+}
+
+// Counts lists the metrics that somebody counts for the function, known or not at the moment. Not to be written to.
+func (r Rule) Counts() []string {
+	switch {
+	case r.Proxied, r.ByPods && r.Gauge:
+		return allMetrics
+	case r.ByPods:
+		return withoutGauge
+	default:
+		return nil
+	}
+}
+
+func notCounted(remedy string) *Unknown { return &Unknown{Reason: NotCounted, Remedy: remedy} }
