@@ -71,7 +71,9 @@ func Run(ctx context.Context, ln net.Listener, opts Options) error {
 		err = fmt.Errorf("calls still in flight %s after the end was asked for: %w", opts.Drain, err)
 		err = errors.Join(err, srv.Close())
 	}
-	<-served
+	if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
+		err = errors.Join(err, serveErr)
+	}
 	return err
 }
 

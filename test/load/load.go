@@ -127,7 +127,7 @@ func (l *Load) wait(ctx context.Context, timer *time.Timer, due time.Time) bool 
 // start lets request n leave, or counts why it cannot. Only Run calls it, so that between the look at inFlight and its
 // increase it can only fall.
 func (l *Load) start(ctx context.Context, n int, due time.Time) {
-	request, err := l.request(n)
+	request, err := l.request(ctx, n)
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -152,9 +152,8 @@ func (l *Load) start(ctx context.Context, n int, due time.Time) {
 	})
 }
 
-func (l *Load) request(n int) (*http.Request, error) {
-	// The context that bounds the request is set when it leaves.
-	r, err := http.NewRequestWithContext(context.Background(), l.opts.Method, l.opts.URL, bytes.NewReader(l.opts.Body))
+func (l *Load) request(ctx context.Context, n int) (*http.Request, error) {
+	r, err := http.NewRequestWithContext(ctx, l.opts.Method, l.opts.URL, bytes.NewReader(l.opts.Body))
 	if err != nil {
 		return nil, err
 	}

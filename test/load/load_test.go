@@ -335,19 +335,23 @@ func TestOptionsAreRefused(t *testing.T) {
 		{"no bound", Options{URL: "http://127.0.0.1", Steps: steps}, "load: MaxRequests: is required, and above 0"},
 		{"no steps", Options{URL: "http://127.0.0.1", MaxRequests: 10}, "load: no steps: say how much load, and for how long"},
 		{
-			"too many", Options{URL: "http://127.0.0.1", Steps: steps, MaxRequests: 9},
+			"too many",
+			Options{URL: "http://127.0.0.1", Steps: steps, MaxRequests: 9},
 			"load: steps make 10 requests, more than MaxRequests 9",
 		},
 		{
-			"too long", Options{URL: "http://127.0.0.1", Steps: []Step{Constant(0, MaxLength), Constant(1, 1)}, MaxRequests: 9},
+			"too long",
+			Options{URL: "http://127.0.0.1", Steps: []Step{Constant(0, MaxLength), Constant(1, 1)}, MaxRequests: 9},
 			"load: steps last longer than 1h0m0s",
 		},
 		{
-			"no length", Options{URL: "http://127.0.0.1", Steps: []Step{Constant(1, 0)}, MaxRequests: 9},
+			"no length",
+			Options{URL: "http://127.0.0.1", Steps: []Step{Constant(1, 0)}, MaxRequests: 9},
 			"load: step 0: length 0s: must be above 0",
 		},
 		{
-			"negative rate", Options{URL: "http://127.0.0.1", Steps: []Step{Ramp(1, -1, time.Second)}, MaxRequests: 9},
+			"negative rate",
+			Options{URL: "http://127.0.0.1", Steps: []Step{Ramp(1, -1, time.Second)}, MaxRequests: 9},
 			"load: step 0: rate -1: must be between 0 and 100000 requests per second",
 		},
 	}

@@ -37,12 +37,14 @@ func TestSchedule(t *testing.T) {
 		{"no rate, no request", []Step{Constant(0, time.Second)}, nil},
 		{"less than one", []Step{Constant(0.5, time.Second)}, []time.Duration{0}},
 		{
-			"pause between", []Step{Constant(2, time.Second), Constant(0, time.Second), Constant(2, time.Second)},
+			"pause between",
+			[]Step{Constant(2, time.Second), Constant(0, time.Second), Constant(2, time.Second)},
 			[]time.Duration{0, 500 * ms, 2000 * ms, 2500 * ms},
 		},
 		{
 			// Half a request of the first step is carried into the second.
-			"fractions carry over", []Step{Constant(1, 1500*ms), Constant(2, time.Second)},
+			"fractions carry over",
+			[]Step{Constant(1, 1500*ms), Constant(2, time.Second)},
 			[]time.Duration{0, 1000 * ms, 1750 * ms, 2250 * ms},
 		},
 		{"ramp up", []Step{Ramp(0, 8, time.Second)}, []time.Duration{0, 500 * ms, 707106781, 866025404}},
