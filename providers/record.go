@@ -90,7 +90,7 @@ func (s *Store) advance(src *source, now tick, m *Measurement, age time.Duration
 			f.lastActive = max(f.lastActive, now)
 		}
 	}
-	src.sampled, src.start, src.fresh = now, m.Start, false
+	src.sampled, src.start = now, m.Start
 }
 
 // span says since when the counters of the answer at now have grown from their last known state, which is zero where
@@ -105,7 +105,7 @@ func (src *source) span(now tick, start time.Time, age time.Duration) (sp span, 
 	}
 	found := max(src.found, src.assumed)
 	switch {
-	case first && src.fresh && (begin == never || begin >= found-tick(startSlack)):
+	case first && src.New && (begin == never || begin >= found-tick(startSlack)):
 		sp.since, sp.fresh = min(max(found, begin), now), true
 	case first && begin != never && age <= startSlack:
 		sp.since, sp.fresh = begin, true
@@ -117,7 +117,7 @@ func (src *source) span(now tick, start time.Time, age time.Duration) (sp span, 
 		if now-src.seen() > tick(staleAfter(src.interval)) {
 			src.watched = now
 		}
-		if src.fresh && begin == never || src.restarted(start, begin) {
+		if src.restarted(start, begin) {
 			sp.since, sp.fresh = min(max(src.sampled, begin), now), true
 		}
 	}

@@ -51,12 +51,12 @@ type source struct {
 	tracks   map[types.NamespacedName]*track
 
 	found tick // when the target was first heard of
-	// fresh is true when what answers next has counted from zero since it was found, or since it was last waited for.
-	fresh bool
+	// vacant is true once nothing was found to run there.
+	vacant bool
 	// waited is true while values wait for the source; gone sources are not waited for.
 	waited bool
-	// assumed is when values last began to wait for the source, if it was new or known before: it counts as observed
-	// then, for it had no reason to count in between. Otherwise never.
+	// assumed is when values last began to wait for the source, if it was new, vacant or known before: it counts as
+	// observed then, for it had no reason to count in between. Otherwise never.
 	assumed  tick
 	refusing bool // the latest attempt met a closed port
 
@@ -71,11 +71,9 @@ type source struct {
 // settle decides whether values wait for the source.
 func (src *source) settle(now tick) {
 	dead := src.refusing && !src.Ready
-	if dead {
-		src.fresh = true
-	}
+	src.vacant = src.vacant || dead
 	waited := src.Expected && !dead
-	if waited && !src.waited && (src.fresh || src.sampled != never) {
+	if waited && !src.waited && (src.New || src.vacant || src.sampled != never) {
 		src.assumed = now
 	}
 	src.waited = waited
@@ -149,7 +147,7 @@ func (g *group) set(endpoints []Endpoint, interval time.Duration, now tick) {
 		if src == nil {
 			src = &source{
 				interval: interval, tracks: map[types.NamespacedName]*track{},
-				found: now, assumed: never, fresh: e.New, sampled: never, counted: never, watched: never,
+				found: now, assumed: never, sampled: never, counted: never, watched: never,
 			}
 		}
 		g.live[e.Target] = src
