@@ -54,7 +54,7 @@ func withoutAdapter(s *story) {
 		}
 		return ""
 	})
-	s.awaitCondition("busy", v1alpha1.ConditionMetricsAvailable, "False", "MetricsUnknown")
+	s.awaitCondition("busy", v1alpha1.ConditionMetricsAvailable, "False", "MetricUnknown")
 
 	s.scaleSystem(s.T, "sluice-adapter", 2)
 	s.awaitPhase("busy", v1alpha1.Idle, 90*time.Second)

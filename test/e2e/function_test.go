@@ -8,13 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
-	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -174,13 +174,6 @@ func (s *story) deployment(name string) *appsv1.Deployment {
 	return &d
 }
 
-func (s *story) hpa(name string) *autoscalingv2.HorizontalPodAutoscaler {
-	s.Helper()
-	var h autoscalingv2.HorizontalPodAutoscaler
-	s.get(&h, name)
-	return &h
-}
-
 // awaitPhase waits until the function is in phase; Idle includes no replicas and no pod that would still answer.
 func (s *story) awaitPhase(name string, phase v1alpha1.Phase, limit time.Duration) {
 	s.Helper()
@@ -227,17 +220,25 @@ func (s *story) awaitGate(name string, inPath bool) {
 	})
 }
 
-// clusterIP is the base URL of a Service by its address.
+// clusterIP is the base URL of a Service by its address, once kube-proxy leads connections to it: what goes to the
+// address of a Service that is too new for it is dropped, and the client's next try comes after a second.
 func (s *story) clusterIP(service string) string {
 	s.Helper()
-	var svc corev1.Service
-	eventually(s.T, 10*time.Second, "Service "+service, func(ctx context.Context) string {
+	var address string
+	eventually(s.T, 20*time.Second, "Service "+service+" to lead somewhere", func(ctx context.Context) string {
+		var svc corev1.Service
 		if err := s.client.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: service}, &svc); err != nil {
 			return err.Error()
 		}
+		address = svc.Spec.ClusterIP
+		conn, err := (&net.Dialer{Timeout: 200 * time.Millisecond}).DialContext(ctx, "tcp", net.JoinHostPort(address, "80"))
+		if err != nil {
+			return err.Error()
+		}
+		conn.Close()
 		return ""
 	})
-	return "http://" + svc.Spec.ClusterIP
+	return "http://" + address
 }
 
 // answer is one request's fate.

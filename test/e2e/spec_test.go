@@ -100,7 +100,7 @@ func badSpecs(s *story) {
 // is done.
 func conflicts(s *story) {
 	s.create(direct("missing"))
-	s.awaitCondition("missing", v1alpha1.ConditionReady, "False", "WorkloadNotFound", "spec.workloadRef", "missing")
+	s.awaitCondition("missing", v1alpha1.ConditionReady, "False", "WorkloadMissing", "spec.workloadRef", "missing")
 	s.workload("missing", 0)
 	s.awaitPhase("missing", v1alpha1.Idle, 20*time.Second)
 	s.awaitCondition("missing", v1alpha1.ConditionReady, "True", "Ready")
@@ -110,17 +110,18 @@ func conflicts(s *story) {
 	port := intstr.FromString("https")
 	fn.Spec.Traffic.Service.Port = &port
 	s.create(fn)
-	s.awaitCondition("ports", v1alpha1.ConditionReady, "False", "PortNotFound", "spec.traffic.service.port", "https", "http")
+	s.awaitCondition("ports", v1alpha1.ConditionReady, "False", "PortUnknown", "spec.traffic.service.port", "https", "http")
 
 	s.asleep(direct("shared"))
-	second := direct("second")
+	// Creation times are whole seconds; within one, the first by name counts as the older.
+	second := direct("usurper")
 	second.Spec.WorkloadRef = &v1alpha1.WorkloadRef{APIVersion: "apps/v1", Kind: "Deployment", Name: "shared"}
-	second.Spec.Traffic.Service.Name = "second"
+	second.Spec.Traffic.Service.Name = "usurper"
 	s.create(&corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Name: "second"},
+		ObjectMeta: metav1.ObjectMeta{Name: "usurper"},
 		Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": "shared"}, Ports: []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(8080)}}},
 	})
 	s.create(second)
-	s.awaitCondition("second", v1alpha1.ConditionReady, "False", "WorkloadConflict", "spec.workloadRef", "shared")
+	s.awaitCondition("usurper", v1alpha1.ConditionReady, "False", "WorkloadConflict", "spec.workloadRef", "shared")
 	s.awaitCondition("shared", v1alpha1.ConditionReady, "True", "Ready")
 }
