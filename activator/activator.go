@@ -189,10 +189,11 @@ func (a *activator) run(ctx context.Context) error {
 	group.Go(func() error { return a.watcher.run(watchCtx) })
 
 	door := newServer(serveCtx, a.log, newDoor(a.table, a.proxy))
+	var gates sync.WaitGroup
 	serving := false
 	if a.watcher.waitSynced(gctx) {
 		group.Go(func() error { return serve(door, a.doorLn) })
-		group.Go(func() error { a.gates.run(gatesCtx, serveCtx); return nil })
+		gates.Go(func() { a.gates.run(gatesCtx, serveCtx) })
 		if serving = a.gates.waitStanding(gctx); serving {
 			a.ready.Store(true)
 			a.log.Info("serving", "door", a.doorLn.Addr().String(), "admin", a.adminLn.Addr().String(), "systemNamespace", a.opts.Namespace)
@@ -207,6 +208,7 @@ func (a *activator) run(ctx context.Context) error {
 		time.Sleep(a.opts.DrainDelay)
 	}
 	stopGates()
+	gates.Wait()
 	a.finish(base, door, cutOff)
 	stopWatching()
 	adminCtx, cancel := context.WithTimeout(base, hardStop)

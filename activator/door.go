@@ -60,7 +60,8 @@ type connKey struct{}
 var errClientGone = errors.New("the client went away")
 
 // clientGone tells whether the client of a request whose body was not read has closed its connection. net/http watches
-// for that only from the end of the body on, and a held body is neither read nor buffered.
+// for that only from the end of the body on, and a held body is neither read nor buffered. A client whose body fills the
+// sockets' buffers is noticed only when it resets the connection.
 func clientGone(ctx context.Context) bool {
 	c, ok := ctx.Value(connKey{}).(net.Conn)
 	return ok && peerClosed(c)

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-
-	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
 // proxy takes requests whose function is known, counts them, holds them where there is no pod, and forwards them.
@@ -77,7 +75,7 @@ type exchange struct {
 	held       time.Duration
 	bodyUnread bool        // there is a body, and nothing of it was read
 	bodyBroken atomic.Bool // the client's body ended in an error; set by the Transport's writer
-	pod        *pod        // the last that was tried
+	pod        *pod        // that has the request, nil before one has
 	dialErr    error       // of the last dial that failed
 	outcome    outcome
 }
@@ -102,6 +100,11 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, fn *function, gate
 		fn.stats.finish(ex.outcome)
 		p.active.Add(-1)
 	}()
+	if r.ContentLength != 0 {
+		// Else the server takes what is left of the body away from the Transport when the answer begins, and an answer
+		// that depends on the rest of the request never comes. Not every writer has it; a server's has.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
 	// net/http guesses a Content-Type where a pod gives none; with the key present it leaves that be.
 	w.Header()["Content-Type"] = nil
 	p.reverse.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, ex)))
@@ -180,19 +183,17 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // try sends req to pod.
 func (p *proxy) try(req *http.Request, ex *exchange, pod *pod) (*http.Response, error) {
-	if ex.pod != nil {
-		ex.pod.inFlight.Add(-1)
-	}
 	ex.pod = pod
 	pod.inFlight.Add(1)
 	req.URL.Host = pod.address
-	if ex.held == 0 {
-		return p.transport.RoundTrip(req)
-	}
-	p.metrics.coldStart.WithLabelValues("hold").Observe(ex.held.Seconds())
 	start := time.Now()
 	res, err := p.transport.RoundTrip(req)
-	if err == nil {
+	switch {
+	case isDialError(err):
+		ex.pod = nil
+		pod.inFlight.Add(-1)
+	case err == nil && ex.held > 0:
+		p.metrics.coldStart.WithLabelValues("hold").Observe(ex.held.Seconds())
 		p.metrics.coldStart.WithLabelValues("first_byte").Observe(time.Since(start).Seconds())
 	}
 	return res, err
@@ -203,7 +204,7 @@ func (p *proxy) modifyResponse(res *http.Response) error {
 	setColdStart(res.Header, ex.held)
 	// In mode Direct a pod that answers means that the Service leads to pods again. A client that kept its connection
 	// would stay with the gate for good.
-	direct := ex.gated && ex.fn.object.Load().Spec.Traffic.Mode != v1alpha1.Proxied
+	direct := ex.gated && !ex.fn.object.Load().IsProxied()
 	if (direct || p.draining.Load()) && res.StatusCode != http.StatusSwitchingProtocols {
 		res.Header.Set("Connection", "close")
 	}

@@ -176,8 +176,8 @@ func (g *gates) waitStanding(ctx context.Context) bool {
 	}
 }
 
-// shutdown stops accepting on all ports and waits for the requests that came by them, until ctx ends. run must have
-// ended, or be ending.
+// shutdown stops accepting on all ports and waits for the requests that came by them, and by ports that were retired,
+// until ctx ends. run must have ended.
 func (g *gates) shutdown(ctx context.Context) error {
 	var wg sync.WaitGroup
 	errs := make(chan error, len(g.open))
@@ -186,18 +186,34 @@ func (g *gates) shutdown(ctx context.Context) error {
 	}
 	wg.Wait()
 	close(errs)
-	var all []error
+	all := []error{g.wait(ctx)}
 	for err := range errs {
 		all = append(all, err)
 	}
 	return errors.Join(all...)
 }
 
-// close cuts every connection that shutdown left, and waits for the accepting goroutines.
+// wait waits until no port accepts and no retired one has a request, or until ctx ends.
+func (g *gates) wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		g.closing.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// close cuts every connection that shutdown left. The requests' context must have ended.
 func (g *gates) close() {
 	for _, gt := range g.open {
 		_ = gt.server.Close()
 	}
+	g.closing.Wait()
 }
 
 // gateHandler serves the port of one function. A probe asks whether the data path of a Service leads here; it is

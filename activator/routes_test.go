@@ -1,0 +1,175 @@
+package activator
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+)
+
+func created(sec int64) func(*v1alpha1.Function) {
+	return func(fn *v1alpha1.Function) { fn.CreationTimestamp = metav1.Unix(sec, 0) }
+}
+
+func gatePort(port int32) func(*v1alpha1.Function) {
+	return func(fn *v1alpha1.Function) { fn.Status.Gate = &v1alpha1.GateStatus{Port: port} }
+}
+
+func ready(fn *function) []string {
+	addresses := []string{}
+	for _, p := range fn.pods.Load().ready {
+		addresses = append(addresses, p.address)
+	}
+	return addresses
+}
+
+func TestHostBelongsToTheOldestProxiedFunction(t *testing.T) {
+	tests := []struct {
+		name  string
+		steps func(*table)
+		want  string
+	}{
+		{"nobody", func(*table) {}, ""},
+		{"the only one", func(tb *table) { tb.setFunction(newTestFunction("b", hosts("h"))) }, "b"},
+		{"mode Direct has no hosts", func(tb *table) { tb.setFunction(newTestFunction("b", hosts("h"), direct)) }, ""},
+		{"older, seen first", func(tb *table) {
+			tb.setFunction(newTestFunction("b", hosts("h"), created(1)))
+			tb.setFunction(newTestFunction("a", hosts("h"), created(2)))
+		}, "b"},
+		{"older, seen last", func(tb *table) {
+			tb.setFunction(newTestFunction("a", hosts("h"), created(2)))
+			tb.setFunction(newTestFunction("b", hosts("h"), created(1)))
+		}, "b"},
+		{"same age, by name", func(tb *table) {
+			tb.setFunction(newTestFunction("b", hosts("h")))
+			tb.setFunction(newTestFunction("a", hosts("h")))
+		}, "a"},
+		{"owner deleted", func(tb *table) {
+			tb.setFunction(newTestFunction("b", hosts("h"), created(1)))
+			tb.setFunction(newTestFunction("a", hosts("h"), created(2)))
+			tb.removeFunction(newTestFunction("b").Key())
+		}, "a"},
+		{"owner drops the host", func(tb *table) {
+			tb.setFunction(newTestFunction("b", hosts("h"), created(1)))
+			tb.setFunction(newTestFunction("a", hosts("h"), created(2)))
+			tb.setFunction(newTestFunction("b", hosts("other"), created(1)))
+		}, "a"},
+		{"owner changes to Direct", func(tb *table) {
+			tb.setFunction(newTestFunction("b", hosts("h"), created(1)))
+			tb.setFunction(newTestFunction("b", hosts("h"), created(1), direct))
+		}, ""},
+		{"loser deleted", func(tb *table) {
+			tb.setFunction(newTestFunction("b", hosts("h"), created(1)))
+			tb.setFunction(newTestFunction("a", hosts("h"), created(2)))
+			tb.removeFunction(newTestFunction("a").Key())
+		}, "b"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tb := newTable(func(int32, *function) {})
+			tt.steps(tb)
+			got := ""
+			if fn := tb.ownerOf("h"); fn != nil {
+				got = fn.key.Name
+			}
+			if got != tt.want {
+				t.Errorf("owner of the host: got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestPortIsAssignedToTheOldestAndMoves(t *testing.T) {
+	var got []string
+	tb := newTable(func(port int32, fn *function) {
+		owner := "nobody"
+		if fn != nil {
+			owner = fn.key.Name
+		}
+		got = append(got, cmp.Diff(int32(20000), port)+owner)
+	})
+	on := func(name string, sec int64, port int32) {
+		tb.setFunction(newTestFunction(name, created(sec), gatePort(port)))
+	}
+	on("young", 2, 20000)
+	on("old", 1, 20000)   // takes it over
+	on("old", 1, 20000)   // says nothing new
+	on("young", 2, 20000) // neither
+	tb.removeFunction(newTestFunction("old").Key())
+	tb.removeFunction(newTestFunction("young").Key())
+	if diff := cmp.Diff([]string{"young", "old", "young", "nobody"}, got); diff != "" {
+		t.Errorf("owners of the port (-want +got):\n%s", diff)
+	}
+}
+
+func TestPodsFollowSlicesAndFunction(t *testing.T) {
+	tb := newTable(func(int32, *function) {})
+	// Slices that are there before the Function count too.
+	tb.setSlice(newSlice("hello", 0, "10.0.0.1:80", true))
+	tb.setSlice(newSlice("other", 0, "10.0.0.9:80", true))
+	tb.setFunction(newTestFunction("hello"))
+	fn := tb.functions[newTestFunction("hello").Key()]
+	want := func(step string, addresses ...string) {
+		t.Helper()
+		if diff := cmp.Diff(append([]string{}, addresses...), ready(fn)); diff != "" {
+			t.Errorf("%s: ready pods (-want +got):\n%s", step, diff)
+		}
+	}
+	want("function after slice", "10.0.0.1:80")
+	tb.setSlice(newSlice("hello", 0, "10.0.0.1:80", false))
+	want("not ready")
+	gate := newSlice("hello", 1, "10.0.0.2:20000", true)
+	gate.Labels[discoveryv1.LabelManagedBy] = v1alpha1.GateManager
+	tb.setSlice(gate)
+	want("the gate's own slice")
+	tb.setSlice(newSlice("hello", 0, "10.0.0.1:80", true))
+	want("ready again", "10.0.0.1:80")
+	moved := newTestFunction("hello")
+	moved.Spec.Traffic.Service.Name = "other"
+	tb.setFunction(moved)
+	want("another Service", "10.0.0.9:80")
+	named := moved.DeepCopy()
+	named.Status.Gate = &v1alpha1.GateStatus{ServicePort: "http"}
+	tb.setFunction(named)
+	want("a port name that the slice does not have")
+	tb.setFunction(moved)
+	tb.removeSlice(newSlice("other", 0, "10.0.0.9:80", true))
+	want("slice removed")
+	tb.removeSlice(newSlice("hello", 0, "10.0.0.1:80", true))
+	tb.removeFunction(fn.key)
+	if len(tb.services) != 0 || len(tb.functions) != 0 {
+		t.Errorf("the table keeps %d services and %d functions that nobody needs", len(tb.services), len(tb.functions))
+	}
+}
+
+func TestCountersOutliveAChangeOfModeButNotTheFunction(t *testing.T) {
+	tb := newTable(func(int32, *function) {})
+	tb.setFunction(newTestFunction("hello"))
+	key := newTestFunction("hello").Key()
+	tb.functions[key].stats.start()
+	tb.setFunction(newTestFunction("hello", direct, gatePort(20001)))
+	if got := tb.functions[key].stats.snapshot().started; got != 1 {
+		t.Errorf("started after a change of mode: got %d, want 1", got)
+	}
+	again := newTestFunction("hello")
+	again.UID = "another"
+	tb.setFunction(again)
+	if got := tb.functions[key].stats.snapshot().started; got != 0 {
+		t.Errorf("started of a Function created anew: got %d, want 0", got)
+	}
+}
+
+func TestHostName(t *testing.T) {
+	for in, want := range map[string]string{
+		"hello.example.com": "hello.example.com", "Hello.Example.COM:8080": "hello.example.com",
+		"hello.example.com.": "hello.example.com", "hello.example.com.:80": "hello.example.com",
+		"[::1]:8080": "[::1]", "[::1]": "[::1]", "": "",
+	} {
+		if got := hostName(in); got != want {
+			t.Errorf("hostName(%q): got %q, want %q", in, got, want)
+		}
+	}
+}
