@@ -12,6 +12,9 @@ import (
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
+// reasonWaiting says that the metrics of a function are read, but not for long enough to miss any.
+const reasonWaiting = "Waiting"
+
 // problem is something that is wrong and makes a condition False. Its message names the field and the remedy.
 type problem struct {
 	Condition, Reason, Message string
@@ -58,12 +61,16 @@ func conditions(now time.Time, w *world, d decision, samples map[string]sample, 
 	set(scalingActive(w))
 
 	status, reason, message := metricsAvailable(now, w.fn, samples, trackedSince)
-	if d.Phase == v1alpha1.Idle {
-		// Metrics are not read while the function sleeps; what was last known stays, so that sleep writes nothing.
+	switch old := meta.FindStatusCondition(next, v1alpha1.ConditionMetricsAvailable); {
+	case w.loses || w.workload == nil:
+		status, reason, message = metav1.ConditionUnknown, "NotScaled", "the metrics are not read while Sluice does not scale the workload"
+	case d.Phase != v1alpha1.Idle && reason != reasonWaiting:
+	case old != nil:
+		// What was last known stays while the function sleeps, as metrics are not read then, and until the first values
+		// after it woke: neither is a reason to write.
+		status, reason, message = old.Status, old.Reason, old.Message
+	case d.Phase == v1alpha1.Idle:
 		status, reason, message = metav1.ConditionUnknown, "Idle", "the metrics are not read while the function sleeps"
-		if old := meta.FindStatusCondition(next, v1alpha1.ConditionMetricsAvailable); old != nil {
-			status, reason, message = old.Status, old.Reason, old.Message
-		}
 	}
 	set(v1alpha1.ConditionMetricsAvailable, status, reason, message)
 	return next
@@ -116,7 +123,7 @@ func metricsAvailable(now time.Time, fn *v1alpha1.Function, samples map[string]s
 	case len(missing) == 0:
 		return metav1.ConditionTrue, "MetricsKnown", "every metric has a known value"
 	case waiting:
-		return metav1.ConditionUnknown, "Waiting", "the first values are awaited"
+		return metav1.ConditionUnknown, reasonWaiting, "the first values are awaited"
 	}
 	return metav1.ConditionFalse, "MetricUnknown", strings.Join(missing, "; ") +
 		"; nothing is scaled down or put to sleep meanwhile"

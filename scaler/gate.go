@@ -118,9 +118,9 @@ func sameSlice(have, want *discoveryv1.EndpointSlice) bool {
 		equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints)
 }
 
-// ensureSlices makes the gate's slices among have those of want, and tells whether any stands then. keep leaves
-// slices with endpoints in place for which none are wanted, as while no activator is ready: a path to activators that
-// may be back in a moment is better than none, which would refuse connections for certain.
+// ensureSlices makes have, the gate's slices of one Service, those of want. keep leaves in place those of which none
+// is wanted, as while no activator is ready: a path to activators that may be back in a moment is better than none,
+// which would refuse connections for certain.
 func (r *Reconciler) ensureSlices(ctx context.Context, fn *v1alpha1.Function, have, want []*discoveryv1.EndpointSlice,
 	keep bool,
 ) error {

@@ -106,45 +106,51 @@ func (r *Reconciler) tend(ctx context.Context, w *world, rec *record) (reconcile
 		return reconcile.Result{}, err
 	}
 	seen := r.observed(w, rec.mem)
-	now := time.Now()
-	d := decision{Time: now}
-	var result reconcile.Result
-	var errs []error
-	if w.workload != nil {
-		var mem memory
-		d, mem = r.rules.decide(now, fn, seen, rec.mem)
-		result.RequeueAfter = d.Again
-		done, err := r.carryOut(ctx, w, rec, d, mem)
-		if err != nil {
-			errs = append(errs, err)
-			w.problem(v1alpha1.ConditionScalingActive, "WriteFailed", "%s failed: %v; it is tried again", d.Reason, err)
-		}
-		if done {
-			rec.mem = mem
-			r.announce(ctx, fn, d)
-		} else {
-			// Nothing happened: phase and path stay as they were until the next look.
-			result.RequeueAfter = soon
-			d.Transition, d.To, d.Phase, d.Gate = false, seen.Replicas, fn.Status.Phase, seen.InPath
-		}
-	} else {
-		rec.mem = memory{}
+	d, scaleErr := r.settleScale(ctx, w, rec, seen)
+	madeErr := errors.Join(r.ensureHPA(ctx, w), r.ensureProxied(ctx, w))
+	if madeErr != nil && !someoneWasQuicker(madeErr) {
+		w.problem(v1alpha1.ConditionReady, "WriteFailed", "%v; it is tried again", madeErr)
 	}
-	errs = append(errs, r.ensureHPA(ctx, w), r.ensureProxied(ctx, w))
 	if rec.mem.unproven != "" {
 		w.problem(v1alpha1.ConditionReady, "GateUnproven", "the function is not put to sleep, because new connections to Service %s were not "+
 			"proven to reach the gate: %s; check NetworkPolicies and kube-proxy, and sessionAffinity of the Service",
 			w.fullName(fn.ServiceName()), rec.mem.unproven)
 	}
 	r.track(w, rec, d)
-	errs = append(errs, r.writeStatus(ctx, w, rec, d, seen.Samples))
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(scaleErr, madeErr, r.writeStatus(ctx, w, rec, d, seen.Samples)); err != nil {
 		return reconcile.Result{}, err
 	}
+	result := reconcile.Result{RequeueAfter: d.Again}
 	if fn.Spec.Traffic == nil && controllerutil.ContainsFinalizer(fn, v1alpha1.Finalizer) {
 		return result, r.patchFinalizer(ctx, fn, controllerutil.RemoveFinalizer)
 	}
 	return result, nil
+}
+
+// settleScale decides about scale and path and carries it out. The decision that it returns is what was done: one that
+// could not be carried out leaves phase, path and memory as they were, for the next look to decide anew.
+func (r *Reconciler) settleScale(ctx context.Context, w *world, rec *record, seen observed) (decision, error) {
+	now := time.Now()
+	if w.workload == nil {
+		rec.mem = memory{}
+		return decision{Time: now}, nil
+	}
+	d, mem := r.rules.decide(now, w.fn, seen, rec.mem)
+	done, err := r.carryOut(ctx, w, rec, d, mem)
+	if err != nil && !someoneWasQuicker(err) {
+		w.problem(v1alpha1.ConditionScalingActive, "WriteFailed", "%s failed: %v; it is tried again", d.Reason, err)
+	}
+	if !done {
+		d.Transition, d.Sleep, d.To, d.Phase, d.Gate = false, false, seen.Replicas, w.fn.Status.Phase, seen.InPath
+		d.Again = soon
+		return d, err
+	}
+	if d.Sleep {
+		mem.becomeAsleep(now)
+	}
+	rec.mem = mem
+	r.announce(ctx, w.fn, d)
+	return d, nil
 }
 
 // stepAside takes away what was made for a Function whose workload belongs to an older one.
@@ -200,8 +206,6 @@ func (r *Reconciler) carryOut(ctx context.Context, w *world, rec *record, d deci
 		return false, err
 	}
 	rec.scaleVersion = version
-	mem.becomeAsleep(d.Time)
-	rec.mem = mem
 	return true, nil
 }
 

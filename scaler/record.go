@@ -111,9 +111,17 @@ func adoptMeta(have, want client.Object) {
 
 // create makes obj. A namespace that is going away refuses it, and needs it no more.
 func (r *Reconciler) create(ctx context.Context, obj client.Object) error {
+	owner := metav1.GetControllerOf(obj)
+	have := obj.DeepCopyObject().(client.Object) //nolint:errcheck,forcetypeassert // a copy has the type of what it copies
 	err := r.Create(ctx, obj)
-	if err == nil || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+	switch {
+	case err == nil, apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		return nil
+	case apierrors.IsAlreadyExists(err) && r.Get(ctx, client.ObjectKeyFromObject(have), have) == nil &&
+		(metav1.GetControllerOf(have) == nil || metav1.GetControllerOf(have).UID != owner.UID):
+		// Not ours, and not one of ours that the cache will show in a moment: no haste will help.
+		return fmt.Errorf("create %s: the name is taken by an object that was not made for this Function; rename or delete it",
+			describe(have))
 	}
 	return fmt.Errorf("create %s: %w", describe(obj), err)
 }

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,7 +41,7 @@ func renderStatus(w *world, rec *record, d decision, samples map[string]sample) 
 	case w.fn.Spec.Traffic == nil || (w.gatePort.Gate == 0 && !w.loses):
 		next.Gate = nil
 	case next.Gate != nil:
-		next.Gate.InPath = d.Gate
+		next.Gate.InPath = d.Gate && (len(w.activators) > 0 || len(w.gateSlices) > 0)
 	}
 	if d.Phase != v1alpha1.Idle || d.Transition {
 		next.Metrics = metricStatuses(d.Time, w.fn, samples, prev.Metrics)
@@ -154,8 +155,12 @@ func (r *Reconciler) writeStatus(ctx context.Context, w *world, rec *record, d d
 func (r *Reconciler) patchStatus(ctx context.Context, fn *v1alpha1.Function, rec *record, next *v1alpha1.FunctionStatus) error {
 	written := fn.DeepCopy()
 	written.Status = *next
-	if err := r.Status().Patch(ctx, written, client.MergeFrom(fn)); err != nil {
-		return fmt.Errorf("status of function %s: %w", fn.Key(), client.IgnoreNotFound(err))
+	err := r.Status().Patch(ctx, written, client.MergeFrom(fn))
+	if apierrors.IsNotFound(err) {
+		return nil // the Function is gone, and nobody reads its status
+	}
+	if err != nil {
+		return fmt.Errorf("status of function %s: %w", fn.Key(), err)
 	}
 	fn.Status = *next.DeepCopy()
 	fn.ResourceVersion = written.ResourceVersion

@@ -1,0 +1,690 @@
+package scaler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+)
+
+// fallAsleep takes an awake function through the whole order.
+func (s *story) fallAsleep(name string) {
+	s.Helper()
+	s.reconcile(name)
+	s.pass(s.function(name).IdleAfter())
+	s.metrics(name, s.function(name).IdleAfter(), 0)
+	s.reconcile(name) // the gate joins
+	s.reconcile(name) // the proof begins
+	s.proofs <- nil
+	s.reconcile(name) // grace
+	s.pass(2 * time.Second)
+	s.metrics(name, s.function(name).IdleAfter()+2*time.Second, 0)
+	s.reconcile(name)
+	if got := s.replicas(name); got != 0 {
+		s.Fatalf("%s did not fall asleep: %d replicas, last decision %+v", name, got, s.function(name).Status.LastDecision)
+	}
+	s.writes = nil
+	s.newEvents()
+}
+
+func TestNewFunctionIsSetUp(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.metrics("hello", 0, 3)
+		s.reconcile("hello")
+
+		fn := s.function("hello")
+		if !controllerutil.ContainsFinalizer(fn, v1alpha1.Finalizer) {
+			s.Error("no finalizer")
+		}
+		want := v1alpha1.FunctionStatus{
+			ObservedGeneration: 1, Phase: v1alpha1.Active, Replicas: 1, ReadyReplicas: 1,
+			Gate: &v1alpha1.GateStatus{Port: 20000, ServicePort: "http"},
+		}
+		got := *fn.Status.DeepCopy()
+		got.Conditions, got.Metrics = nil, nil
+		if diff := cmp.Diff(want, got); diff != "" {
+			s.Errorf("status (-want +got):\n%s", diff)
+		}
+		if m := fn.Status.Metrics; len(m) != 2 || m[0].Name != "requests_per_second" || m[0].Value.String() != "3" ||
+			m[0].Target.String() != "50" || m[0].ObservedAt == nil || m[1].Name != "requests_in_flight" || m[1].Target != nil {
+			s.Errorf("metrics: got %+v", m)
+		}
+		for kind, reason := range map[string]string{"Ready": "Ready", "MetricsAvailable": "MetricsKnown", "ScalingActive": "Scaling"} {
+			s.wantCondition("hello", kind, metav1.ConditionTrue, reason)
+		}
+		hpa := get[autoscalingv2.HorizontalPodAutoscaler](s, "sluice-hello")
+		if hpa == nil || *hpa.Spec.MinReplicas != 1 || hpa.Spec.MaxReplicas != 10 || !metav1.IsControlledBy(hpa, fn) {
+			s.Errorf("HorizontalPodAutoscaler: got %+v", hpa)
+		}
+		if got := s.gated("hello"); got != nil {
+			s.Errorf("the gate is in the path of a function that is awake: %v", got)
+		}
+		s.wrote("create *v2.HorizontalPodAutoscaler sluice-hello")
+
+		// All is as it should be: looking again writes nothing.
+		s.metrics("hello", 0, 3)
+		s.reconcile("hello")
+		s.wroteNothing()
+	})
+}
+
+func TestFunctionSleepsAndWakes(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.metrics("hello", 0, 3)
+		s.reconcile("hello")
+		s.writes = nil
+
+		s.pass(10 * time.Second)
+		s.metrics("hello", 10*time.Second, 0)
+		s.reconcile("hello")
+		s.wrote("create *v1.EndpointSlice sluice-hello-gate")
+		if diff := cmp.Diff([]string{"10.244.0.5", "10.244.0.6"}, s.gated("hello")); diff != "" {
+			s.Errorf("gate (-want +got):\n%s", diff)
+		}
+		if st := s.function("hello").Status; st.Phase != v1alpha1.Active || !st.Gate.InPath || st.LastDecision.Reason != "GoingToSleep" {
+			s.Errorf("status while going to sleep: %+v", st)
+		}
+
+		s.reconcile("hello")
+		s.reconcile("hello")
+		if got := s.replicas("hello"); got != 1 {
+			s.Fatalf("%d replicas before the proof", got)
+		}
+		s.proofs <- nil
+		if again := s.reconcile("hello").RequeueAfter; again > time.Second || again <= 0 {
+			s.Errorf("in the grace: look again after %s, want about 1s", again)
+		}
+		s.pass(time.Second)
+		s.reconcile("hello")
+		if got := s.replicas("hello"); got != 1 {
+			s.Fatalf("%d replicas before a sample from after the gate joined", got)
+		}
+		s.wrote()
+		s.metrics("hello", 11*time.Second, 0)
+		s.reconcile("hello")
+		s.wrote("scale hello 1 -> 0")
+		st := s.function("hello").Status
+		if st.Phase != v1alpha1.Idle || st.Replicas != 0 || st.ReadyReplicas != 0 || st.LastDecision.Reason != "Sleeping" ||
+			st.LastDecision.From != 1 || st.LastDecision.To != 0 {
+			s.Errorf("status asleep: %+v", st)
+		}
+		if diff := cmp.Diff([]string{"Sleeping"}, s.newEvents()); diff != "" {
+			s.Errorf("events (-want +got):\n%s", diff)
+		}
+
+		// Idle is free.
+		s.ready("hello")
+		for range 20 {
+			s.pass(time.Hour)
+			if again := s.reconcile("hello").RequeueAfter; again != 0 {
+				s.Errorf("asleep, but to be looked at again after %s", again)
+			}
+		}
+		s.wroteNothing()
+
+		// The activator wakes it; the gate leaves when a pod is ready.
+		s.scale("hello", 2)
+		s.reconcile("hello")
+		if st := s.function("hello").Status; st.Phase != v1alpha1.Waking || st.Replicas != 2 || !st.Gate.InPath {
+			s.Errorf("status waking: %+v", st)
+		}
+		s.wrote()
+		s.ready("hello", "hello-2")
+		s.reconcile("hello")
+		s.wrote("delete *v1.EndpointSlice sluice-hello-gate")
+		if st := s.function("hello").Status; st.Phase != v1alpha1.Active || st.ReadyReplicas != 1 || st.Gate.InPath {
+			s.Errorf("status awake: %+v", st)
+		}
+		if diff := cmp.Diff([]string{"Woken"}, s.newEvents()); diff != "" {
+			s.Errorf("events (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// The cache shows the own scale to zero only after a while. Until then the function must not seem to wake, or the gate
+// would leave while the last pods go.
+func TestStaleCacheIsNoWake(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.metrics("hello", 0, 0)
+		s.reconcile("hello")
+		before := get[appsv1.Deployment](s, "hello")
+		s.fallAsleep("hello")
+
+		s.stale = before
+		if again := s.reconcile("hello").RequeueAfter; again <= 0 {
+			s.Error("not to be looked at again")
+		}
+		s.wroteNothing()
+		if s.gated("hello") == nil {
+			s.Error("the gate left")
+		}
+		s.stale = nil
+		s.reconcile("hello")
+		s.wroteNothing()
+	})
+}
+
+// Somebody scales up in the moment of the write: they win, and the function stays awake.
+func TestConcurrentScaleUpWins(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.metrics("hello", 0, 0)
+		s.reconcile("hello")
+		s.pass(10 * time.Second)
+		s.metrics("hello", 10*time.Second, 0)
+		s.reconcile("hello")
+		s.reconcile("hello")
+		s.proofs <- nil
+		s.reconcile("hello")
+		s.pass(2 * time.Second)
+		s.metrics("hello", 12*time.Second, 0)
+		s.stale = get[appsv1.Deployment](s, "hello")
+		s.scale("hello", 3)
+		if again := s.reconcile("hello").RequeueAfter; again != soon {
+			s.Errorf("look again after %s, want %s", again, soon)
+		}
+		if got := s.replicas("hello"); got != 3 {
+			s.Errorf("%d replicas, want the 3 of whoever scaled up", got)
+		}
+		if r := s.function("hello").Status.LastDecision.Reason; r != "GoingToSleep" {
+			s.Errorf("last decision %s, although nothing was done", r)
+		}
+		s.stale = nil
+		s.reconcile("hello")
+		if got := s.gated("hello"); got != nil || s.replicas("hello") != 3 {
+			s.Errorf("gate %v, %d replicas, want the gate out and 3", got, s.replicas("hello"))
+		}
+		if diff := cmp.Diff([]string{"SleepAborted"}, s.newEvents()); diff != "" {
+			s.Errorf("events (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestScaleThatIsForbidden(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.refuse = func(verb string, obj client.Object) error {
+			if verb == "scale" {
+				return apierrors.NewForbidden(schema.GroupResource{Resource: "deployments/scale"}, obj.GetName(), errors.New("no"))
+			}
+			return nil
+		}
+		s.metrics("hello", 0, 0)
+		s.reconcile("hello")
+		s.pass(10 * time.Second)
+		s.metrics("hello", 10*time.Second, 0)
+		s.reconcile("hello")
+		s.reconcile("hello")
+		s.proofs <- nil
+		s.reconcile("hello")
+		s.pass(2 * time.Second)
+		s.metrics("hello", 12*time.Second, 0)
+		if _, err := s.tryReconcile("hello"); !apierrors.IsForbidden(err) {
+			s.Errorf("got %v, want the API's error, to be tried again", err)
+		}
+		s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "WriteFailed", "Sleeping failed", "forbidden")
+		if st := s.function("hello").Status; st.Phase != v1alpha1.Active || st.Replicas != 1 || s.gated("hello") == nil {
+			s.Errorf("status %+v, gate %v: want it awake with the gate in the path", st, s.gated("hello"))
+		}
+	})
+}
+
+// The data path is not proven: the function stays awake, and a condition says why and what to look at.
+func TestUnprovenPath(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.metrics("hello", 0, 0)
+		s.reconcile("hello")
+		s.pass(10 * time.Second)
+		s.metrics("hello", 10*time.Second, 0)
+		s.reconcile("hello")
+		s.reconcile("hello")
+		s.proofs <- errors.New("64 connections to 10.96.0.10:80 did not reach the gate")
+		s.reconcile("hello")
+		s.wantCondition("hello", "Ready", metav1.ConditionFalse, "GateUnproven", "64 connections", "NetworkPolicies")
+		if s.replicas("hello") != 1 || s.gated("hello") != nil {
+			s.Errorf("%d replicas, gate %v, want 1 and no gate", s.replicas("hello"), s.gated("hello"))
+		}
+		// The next attempt succeeds, and the condition is gone.
+		s.pass(firstBackOff)
+		s.metrics("hello", 20*time.Second, 0)
+		s.reconcile("hello")
+		s.reconcile("hello")
+		s.proofs <- nil
+		s.reconcile("hello")
+		s.wantCondition("hello", "Ready", metav1.ConditionTrue, "Ready")
+	})
+}
+
+// After a restart an idle function is left alone, whatever the new scaler does not know.
+func TestRestartWritesNothing(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello", proxied)), func(s *story) {
+		s.metrics("hello", 0, 0)
+		s.fallAsleep("hello")
+		s.ready("hello")
+		s.reconcile("hello")
+		s.writes = nil
+		s.restart()
+		s.pass(time.Hour)
+		s.reconcile("hello")
+		s.wroteNothing()
+	})
+}
+
+// A status is written at most every 15 s for its values alone, and only if one moved by more than a tenth.
+func TestStatusIsWrittenSparingly(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		rate := func() string { return s.function("hello").Status.Metrics[0].Value.String() }
+		s.metrics("hello", 0, 100)
+		s.reconcile("hello")
+		s.writes = nil
+		for range 7 { // 14 s
+			s.pass(2 * time.Second)
+			s.metrics("hello", 0, 200)
+			s.reconcile("hello")
+		}
+		s.wroteNothing()
+		s.pass(time.Second)
+		s.metrics("hello", 0, 200)
+		s.reconcile("hello")
+		if len(s.writes) != 1 || rate() != "200" {
+			s.Errorf("after 15 s: writes %q, shown %s, want one write and 200", s.writes, rate())
+		}
+		s.writes = nil
+		s.pass(time.Minute)
+		s.metrics("hello", 0, 215)
+		s.reconcile("hello")
+		s.wroteNothing()
+		s.metrics("hello", 0, 0.001)
+		s.reconcile("hello")
+		if len(s.writes) != 1 || rate() != "1m" {
+			s.Errorf("almost to zero: writes %q, shown %s", s.writes, rate())
+		}
+	})
+}
+
+func TestUnknownMetricsAreACondition(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.reconcile("hello")
+		s.wantCondition("hello", "MetricsAvailable", metav1.ConditionUnknown, "Waiting")
+		s.pass(11 * time.Second)
+		s.reconcile("hello")
+		s.wantCondition("hello", "MetricsAvailable", metav1.ConditionFalse, "MetricUnknown", "idle_seconds unknown: not read yet")
+		s.metrics("hello", 0, 1)
+		s.reconcile("hello")
+		s.wantCondition("hello", "MetricsAvailable", metav1.ConditionTrue, "MetricsKnown")
+		if diff := cmp.Diff([]string{"MetricUnknown"}, s.newEvents()); diff != "" {
+			s.Errorf("events (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func proxied(fn *v1alpha1.Function) {
+	fn.Spec.Traffic = &v1alpha1.Traffic{Mode: v1alpha1.Proxied}
+}
+
+func TestProxied(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello", proxied)), func(s *story) {
+		s.reconcile("hello")
+		s.wrote("create *v2.HorizontalPodAutoscaler sluice-hello", "create *v1.Service sluice-hello", "create *v1.EndpointSlice sluice-hello")
+		service := get[corev1.Service](s, "sluice-hello")
+		want := []corev1.ServicePort{{
+			Name: "http", Port: 80, Protocol: corev1.ProtocolTCP, AppProtocol: ptr.To("http"), TargetPort: intstr.FromInt32(20000),
+		}}
+		if diff := cmp.Diff(want, service.Spec.Ports); diff != "" || service.Spec.Selector != nil {
+			s.Errorf("ports (-want +got):\n%s\nselector %v, want none", diff, service.Spec.Selector)
+		}
+		slice := get[discoveryv1.EndpointSlice](s, "sluice-hello")
+		if slice.Labels[discoveryv1.LabelServiceName] != "sluice-hello" || !v1alpha1.IsGateSlice(slice) ||
+			*slice.Ports[0].Port != 20000 || len(addresses(slice)) != 2 {
+			s.Errorf("slice: got %+v", slice)
+		}
+		s.reconcile("hello")
+		s.wrote()
+
+		// A user meddles with the Service: it is mended.
+		change(s, "sluice-hello", func(service *corev1.Service) { service.Spec.Ports[0].Port = 81 })
+		s.reconcile("hello")
+		s.wrote("update *v1.Service sluice-hello")
+
+		// To Direct: the Service goes.
+		change(s, "hello", func(fn *v1alpha1.Function) { fn.Spec = newFunction("hello").Spec })
+		s.reconcile("hello")
+		s.wrote("delete *v1.EndpointSlice sluice-hello", "delete *v1.Service sluice-hello")
+	})
+}
+
+func TestForeignObjectsAreNotTouched(t *testing.T) {
+	service := newService("sluice-hello")
+	hpa := &autoscalingv2.HorizontalPodAutoscaler{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "sluice-hello"},
+		Spec: autoscalingv2.HorizontalPodAutoscalerSpec{
+			ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{Kind: "Deployment", Name: "another"},
+		},
+	}
+	inStory(t, awakeWorld(newFunction("hello", proxied), service, hpa), func(s *story) {
+		s.reconcile("hello")
+		s.wrote()
+		s.wantCondition("hello", "Ready", metav1.ConditionFalse, "NameTaken", "Service default/sluice-hello", "rename or delete")
+		s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "NameTaken", "HorizontalPodAutoscaler default/sluice-hello")
+	})
+}
+
+func TestForeignHPA(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.metrics("hello", 0, 0)
+		s.reconcile("hello")
+		s.writes = nil
+		foreign := &autoscalingv2.HorizontalPodAutoscaler{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "mine"},
+			Spec: autoscalingv2.HorizontalPodAutoscalerSpec{
+				ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{Kind: "Deployment", Name: "hello"}, MinReplicas: ptr.To[int32](0),
+			},
+		}
+		if err := s.Create(s.Context(), foreign.DeepCopy()); err != nil {
+			s.Fatal(err)
+		}
+		s.reconcile("hello")
+		s.wrote("delete *v2.HorizontalPodAutoscaler sluice-hello")
+		s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "ForeignHPA", "HorizontalPodAutoscaler mine", "delete it")
+
+		// Not put to sleep, however idle.
+		s.pass(time.Hour)
+		s.metrics("hello", time.Hour, 0)
+		s.reconcile("hello")
+		s.wrote()
+
+		// But at zero, which that HPA may write itself, the gate holds.
+		s.scale("hello", 0)
+		s.reconcile("hello")
+		s.wrote("create *v1.EndpointSlice sluice-hello-gate")
+		if got := get[autoscalingv2.HorizontalPodAutoscaler](s, "mine"); !cmp.Equal(got.Spec, foreign.Spec) {
+			s.Errorf("the user's HorizontalPodAutoscaler was changed: %+v", got.Spec)
+		}
+	})
+}
+
+// A Function without metrics only sleeps and wakes; the HorizontalPodAutoscaler of earlier ones goes.
+func TestMetricsRemoved(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.reconcile("hello")
+		s.writes = nil
+		change(s, "hello", func(fn *v1alpha1.Function) { fn.Spec.Metrics = nil })
+		s.reconcile("hello")
+		s.wrote("delete *v2.HorizontalPodAutoscaler sluice-hello")
+		s.wantCondition("hello", "ScalingActive", metav1.ConditionTrue, "SleepOnly")
+	})
+}
+
+func TestProblemsNameFieldAndRemedy(t *testing.T) {
+	twoPorts := []corev1.ServicePort{{Name: "http", Port: 80}, {Name: "admin", Port: 9000}}
+	port := func(p intstr.IntOrString) func(*v1alpha1.Function) {
+		return func(fn *v1alpha1.Function) { fn.Spec.Traffic.Service.Port = &p }
+	}
+	younger := func(fn *v1alpha1.Function) {
+		fn.CreationTimestamp = metav1.NewTime(fn.CreationTimestamp.Add(time.Hour))
+	}
+	onHello := func(fn *v1alpha1.Function) {
+		fn.Spec.WorkloadRef = &v1alpha1.WorkloadRef{Name: "hello"}
+	}
+	hosts := func(fn *v1alpha1.Function) {
+		fn.Spec.Traffic = &v1alpha1.Traffic{Mode: v1alpha1.Proxied, Hosts: []string{"a.example"}}
+	}
+	tests := []struct {
+		name    string
+		fn      *v1alpha1.Function
+		service *corev1.Service
+		more    []client.Object
+		reason  string
+		words   []string
+	}{
+		{
+			"no workload", newFunction("hello", func(fn *v1alpha1.Function) { fn.Spec.WorkloadRef = &v1alpha1.WorkloadRef{Name: "x"} }),
+			newService("hello"), nil, "WorkloadMissing",
+			[]string{"spec.workloadRef: Deployment default/x does not exist; create it or correct the name"},
+		},
+		{"no Service", newFunction("hello"), nil, nil, "ServiceMissing", []string{"spec.traffic.service: Service default/hello does not exist"}},
+		{
+			"unknown port", newFunction("hello", port(intstr.FromString("web"))), newService("hello", twoPorts...), nil, "PortUnknown",
+			[]string{"spec.traffic.service.port", "no port web; it has http 80, admin 9000"},
+		},
+		{
+			"port unset", newFunction("hello"), newService("hello", twoPorts...), nil, "PortUnset",
+			[]string{"spec.traffic.service.port is not set", "http 80, admin 9000"},
+		},
+		{
+			"headless", newFunction("hello"), &corev1.Service{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "hello"}, Spec: corev1.ServiceSpec{ClusterIP: "None"},
+			}, nil, "ServiceUnsupported", []string{"headless", "cluster IP"},
+		},
+		{
+			"ExternalName", newFunction("hello"), &corev1.Service{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "hello"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName},
+			}, nil, "ServiceUnsupported", []string{"ExternalName"},
+		},
+		{
+			"UDP", newFunction("hello"), newService("hello", corev1.ServicePort{Port: 53, Protocol: corev1.ProtocolUDP}), nil,
+			"ServiceUnsupported", []string{"port 53", "UDP"},
+		},
+		{
+			"workload of an older Function", newFunction("hello", younger), newService("hello"),
+			[]client.Object{newFunction("first", onHello)}, "WorkloadConflict", []string{"Deployment default/hello", "default/first"},
+		},
+		{
+			"Service of an older Function", newFunction("hello", younger), newService("hello"),
+			[]client.Object{newFunction("first", func(fn *v1alpha1.Function) { fn.Spec.Traffic.Service.Name = "hello" })},
+			"ServiceConflict", []string{"Service default/hello", "default/first"},
+		},
+		{
+			"host of an older Function", newFunction("hello", younger, hosts), newService("hello"),
+			[]client.Object{newFunction("first", hosts)}, "HostConflict", []string{"spec.traffic.hosts: a.example", "default/first"},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			objects := append(tt.more, tt.fn, newDeployment("hello", 1), newSlice("default", "hello", podEndpoints("hello-1")...), activators(1))
+			if tt.service != nil {
+				objects = append(objects, tt.service)
+			}
+			inStory(t, objects, func(s *story) {
+				s.reconcile("hello")
+				s.wantCondition("hello", "Ready", metav1.ConditionFalse, tt.reason, tt.words...)
+				if got := s.condition("hello", "Ready").ObservedGeneration; got != 1 {
+					s.Errorf("observedGeneration %d, want 1", got)
+				}
+				if got := s.newEvents(); !slices.Contains(got, tt.reason) {
+					s.Errorf("events %v, want one with reason %s", got, tt.reason)
+				}
+				// Said once.
+				s.writes = nil
+				s.reconcile("hello")
+				s.wroteNothing()
+			})
+		})
+	}
+}
+
+func TestNoActivator(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		change := func(n int) {
+			slice := &discoveryv1.EndpointSlice{}
+			key := client.ObjectKey{Namespace: v1alpha1.SystemNamespace, Name: v1alpha1.ActivatorService + "-abc"}
+			if err := s.Get(s.Context(), key, slice); err != nil {
+				s.Fatal(err)
+			}
+			slice.Endpoints = activators(n).Endpoints
+			if err := s.Update(s.Context(), slice); err != nil {
+				s.Fatal(err)
+			}
+		}
+		s.metrics("hello", 0, 0)
+		s.fallAsleep("hello")
+
+		// Another activator: the gate's endpoints follow, also of a function that sleeps.
+		change(3)
+		s.reconcile("hello")
+		s.wrote("update *v1.EndpointSlice sluice-hello-gate")
+		if got := len(s.gated("hello")); got != 3 {
+			s.Errorf("%d endpoints, want 3", got)
+		}
+		// None is ready: the last known ones stay, rather than none.
+		change(0)
+		s.reconcile("hello")
+		s.wrote()
+		if got := len(s.gated("hello")); got != 3 {
+			s.Errorf("%d endpoints, want the last known 3", got)
+		}
+		s.wantCondition("hello", "Ready", metav1.ConditionFalse, "NoActivator", "sluice-system/sluice-activator")
+	})
+}
+
+// A slice can not move to another Service: kube-proxy would keep it at the old one as well.
+func TestServiceNameChanges(t *testing.T) {
+	inStory(t, sleepingWorld(newFunction("hello"), newService("web")), func(s *story) {
+		s.reconcile("hello")
+		s.writes = nil
+		change(s, "hello", func(fn *v1alpha1.Function) { fn.Spec.Traffic.Service.Name = "web" })
+		s.reconcile("hello")
+		s.wrote("delete *v1.EndpointSlice sluice-hello-gate", "create *v1.EndpointSlice sluice-hello-gate")
+		if got := get[discoveryv1.EndpointSlice](s, "sluice-hello-gate").Labels[discoveryv1.LabelServiceName]; got != "web" {
+			s.Errorf("the slice is of Service %q, want web", got)
+		}
+	})
+}
+
+// An older Function comes to have the same workload, as when its spec changes: the younger takes away all it made.
+func TestLoserStepsAside(t *testing.T) {
+	other := newFunction("aaa", func(fn *v1alpha1.Function) { fn.Spec.Traffic.Service.Name = "aaa" })
+	inStory(t, awakeWorld(newFunction("hello", proxied), other, newService("aaa"), newSlice("default", "aaa")), func(s *story) {
+		s.reconcile("hello")
+		s.writes = nil
+		change(s, "aaa", func(fn *v1alpha1.Function) { fn.Spec.WorkloadRef = &v1alpha1.WorkloadRef{Name: "hello"} })
+		s.reconcile("hello")
+		s.wrote("delete *v1.EndpointSlice sluice-hello", "delete *v1.Service sluice-hello", "delete *v2.HorizontalPodAutoscaler sluice-hello")
+		s.wantCondition("hello", "Ready", metav1.ConditionFalse, "WorkloadConflict", "default/aaa")
+		s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "WorkloadConflict")
+		s.reconcile("aaa")
+		s.wantCondition("aaa", "Ready", metav1.ConditionTrue, "Ready")
+		// The loser is deleted while the workload is at zero: not its business to wake it.
+		s.scale("hello", 0)
+		if err := s.Delete(s.Context(), s.function("hello")); err != nil {
+			s.Fatal(err)
+		}
+		s.reconcile("hello")
+		if s.function("hello") != nil || s.replicas("hello") != 0 {
+			s.Errorf("function %v, %d replicas, want it gone and 0", s.function("hello"), s.replicas("hello"))
+		}
+	})
+}
+
+func TestGatePortsAreUnique(t *testing.T) {
+	withPort := func(port int32) func(*v1alpha1.Function) {
+		return func(fn *v1alpha1.Function) { fn.Status.Gate = &v1alpha1.GateStatus{Port: port, ServicePort: "http"} }
+	}
+	younger := func(fn *v1alpha1.Function) {
+		fn.CreationTimestamp = metav1.NewTime(fn.CreationTimestamp.Add(time.Hour))
+	}
+	objects := awakeWorld(newFunction("hello", withPort(20003)))
+	objects = append(objects, awakeWorld(newFunction("other", withPort(20003), younger))[:4]...)
+	inStory(t, objects, func(s *story) {
+		s.reconcile("hello")
+		s.reconcile("other")
+		if got := s.function("hello").Status.Gate.Port; got != 20003 {
+			s.Errorf("the older got port %d, want to keep 20003", got)
+		}
+		if got := s.function("other").Status.Gate.Port; got != 20000 {
+			s.Errorf("the younger got port %d, want the free 20000", got)
+		}
+	})
+}
+
+func TestGatePortsExhausted(t *testing.T) {
+	objects := []client.Object{activators(1)}
+	for i := range 11 {
+		name := fmt.Sprintf("fn-%02d", i)
+		objects = append(objects, newFunction(name), newDeployment(name, 1), newService(name), newSlice("default", name, podEndpoints(name)...))
+	}
+	inStory(t, objects, func(s *story) {
+		for i := range 11 {
+			s.reconcile(fmt.Sprintf("fn-%02d", i))
+		}
+		s.wantCondition("fn-10", "Ready", metav1.ConditionFalse, "GatePortsExhausted", "20000-20009", "port range")
+		// One goes, and its port is for the next.
+		fn := s.function("fn-04")
+		fn.Finalizers = nil
+		if err := s.Update(s.Context(), fn); err != nil {
+			s.Fatal(err)
+		}
+		if err := s.Delete(s.Context(), fn); err != nil {
+			s.Fatal(err)
+		}
+		s.reconcile("fn-04")
+		s.reconcile("fn-10")
+		if got := s.function("fn-10").Status.Gate; got == nil || got.Port != 20004 {
+			s.Errorf("gate %+v, want port 20004", got)
+		}
+	})
+}
+
+// One function's slow proof delays no other.
+func TestSlowProofDelaysNobody(t *testing.T) {
+	objects := awakeWorld(newFunction("hello"))
+	objects = append(objects, awakeWorld(newFunction("other"))[:4]...)
+	inStory(t, objects, func(s *story) {
+		s.metrics("hello", 0, 0)
+		s.reconcile("hello")
+		s.pass(10 * time.Second)
+		s.metrics("hello", 10*time.Second, 0)
+		s.reconcile("hello")
+		s.reconcile("hello") // its proof is under way, and does not end
+		start := time.Now()
+		s.fallAsleepAround("other")
+		if s.replicas("hello") != 1 || s.replicas("other") != 0 {
+			s.Errorf("hello %d, other %d replicas, want 1 and 0", s.replicas("hello"), s.replicas("other"))
+		}
+		if took := time.Since(start); took > 15*time.Second {
+			s.Errorf("other took %s", took)
+		}
+	})
+}
+
+// fallAsleepAround is fallAsleep while a proof of another function is under way: both wait for a result, and as it is
+// not told whose comes first, the other function's gets a result too, which is no proof.
+func (s *story) fallAsleepAround(name string) {
+	s.Helper()
+	s.r.proofs.prover = proveOnly(name)
+	s.reconcile(name)
+	s.pass(10 * time.Second)
+	s.metrics(name, 10*time.Second, 0)
+	s.reconcile(name)
+	s.reconcile(name)
+	s.reconcile(name)
+	s.pass(2 * time.Second)
+	s.metrics(name, 12*time.Second, 0)
+	s.reconcile(name)
+}
+
+// proveOnly proves the path of one function at once, and no other.
+type proveOnly string
+
+func (p proveOnly) Prove(ctx context.Context, path Path) error {
+	if path.Function.Name == string(p) {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
