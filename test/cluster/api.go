@@ -98,9 +98,14 @@ func (c *client) do(ctx context.Context, method, path, contentType string, body,
 // apiReady asks whether the API server serves everything, bootstrap roles included.
 func (c *client) apiReady(ctx context.Context) error { return c.get(ctx, "/readyz", nil) }
 
-// controllersReady asks whether the controllers run: one of them has made the service account that pods need.
+// controllersReady asks whether the controllers run: they have made what every pod needs, a service account and the
+// authority's certificate.
 func (c *client) controllersReady(ctx context.Context) error {
-	return c.get(ctx, "/api/v1/namespaces/default/serviceaccounts/default", nil)
+	const namespace = "/api/v1/namespaces/default/"
+	if err := c.get(ctx, namespace+"serviceaccounts/default", nil); err != nil {
+		return err
+	}
+	return c.get(ctx, namespace+"configmaps/kube-root-ca.crt", nil)
 }
 
 // nodeReady asks whether pods can be scheduled to the node.

@@ -176,7 +176,7 @@ func (s buildStep) run(ctx context.Context, sources, bin string, log io.Writer) 
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }()
 	module := filepath.Join(sources, s.module)
 	list := goCommand(ctx, module, append([]string{"list", "-deps"}, s.packages...)...)
 	packages, _ := list.Output() // only for the progress lines

@@ -104,7 +104,7 @@ func Down(ctx context.Context, opts Options) error {
 	}
 	// Somebody may have removed the directory of a cluster that still runs: its name alone finds the rest.
 	if _, err := os.Stat(l.dir); errors.Is(err, os.ErrNotExist) {
-		defer os.RemoveAll(l.dir)
+		defer func() { _ = os.RemoveAll(l.dir) }()
 	}
 	if err := l.claim(); err != nil {
 		return err
@@ -198,27 +198,19 @@ func (l layout) state(elem ...string) string {
 	return l.path(append([]string{"state"}, elem...)...)
 }
 
-// claim creates the state directory. It refuses a directory that holds anything else, for Down removes things there.
+// claim creates the state directory. What Down removes in it must be a cluster's, so it refuses a directory that holds
+// things of these names and never was a cluster's; all others in it are safe.
 func (l layout) claim() error {
 	if err := os.MkdirAll(l.dir, 0o755); err != nil {
 		return fmt.Errorf("creating the state directory: %w", err)
 	}
-	entries, err := os.ReadDir(l.dir)
-	if err != nil {
-		return fmt.Errorf("creating the state directory: %w", err)
+	if exists(l.path("lock")) {
+		return nil
 	}
-	var foreign []string
-	for _, e := range entries {
-		switch e.Name() {
-		case "lock":
-			return nil // a cluster was here before
-		case "bin", "images", "logs":
-		default:
-			foreign = append(foreign, e.Name())
+	for _, name := range append(stateFiles(), "logs") {
+		if exists(l.path(name)) {
+			return fmt.Errorf("%s is not the state directory of a cluster, and %s in it would be removed: choose another directory", l.dir, name)
 		}
-	}
-	if len(foreign) > 0 {
-		return fmt.Errorf("%s is not the state directory of a cluster and not empty (it holds %s): choose another directory", l.dir, foreign[0])
 	}
 	return nil
 }

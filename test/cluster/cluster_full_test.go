@@ -35,7 +35,7 @@ func fullOptions(t *testing.T) Options {
 		t.Fatal(err) // with the remedy
 	}
 	// Not t.TempDir: its path is too long for sockets, and a failed Down must not be hidden by its removal.
-	dir, err := os.MkdirTemp("", "sluice-test-")
+	dir, err := os.MkdirTemp("", "sluice-test-") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,9 @@ func fullOptions(t *testing.T) Options {
 			t.Errorf("Down: %v", err)
 		}
 		if !t.Failed() { // the logs
-			os.RemoveAll(dir)
+			if err := os.RemoveAll(dir); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 	return opts

@@ -86,7 +86,7 @@ func TestClaim(t *testing.T) {
 		wantErr bool
 	}{
 		{name: "empty"},
-		{name: "programs only", files: []string{"bin", "images"}},
+		{name: "built things only", files: []string{"bin", "build", "images"}},
 		{name: "a cluster's", files: []string{"lock", "kubeconfig", "state"}},
 		{name: "a source tree", files: []string{"go.mod", "state"}, wantErr: true},
 	}

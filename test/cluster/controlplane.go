@@ -120,7 +120,7 @@ func freePorts() (ports, error) {
 		if err != nil {
 			return ports{}, fmt.Errorf("finding a free port: %w", err)
 		}
-		defer listener.Close()
+		defer func() { _ = listener.Close() }()
 		addr, ok := listener.Addr().(*net.TCPAddr)
 		if !ok {
 			return ports{}, fmt.Errorf("finding a free port: listening on %v", listener.Addr())

@@ -72,10 +72,13 @@ func (l layout) survivors(rec *record) []identity {
 	return slices.Compact(found)
 }
 
+// stateFiles names what ends with the cluster.
+func stateFiles() []string { return []string{"env", "kubeconfig", "state"} }
+
 // removeState removes what ends with the cluster, and nothing else. The programs and images stay, because they take long
 // to build; the logs, because they tell why a cluster died; and the lock, which the caller holds.
 func (l layout) removeState() error {
-	for _, name := range []string{"env", "kubeconfig", "state"} {
+	for _, name := range stateFiles() {
 		if err := os.RemoveAll(l.path(name)); err != nil {
 			return fmt.Errorf("removing state: %w", err)
 		}

@@ -43,7 +43,7 @@ func inNetns(name string, fn func() error) error {
 			if err != nil {
 				return fmt.Errorf("entering network namespace %s: %w", name, err)
 			}
-			defer f.Close()
+			defer func() { _ = f.Close() }()
 			if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
 				return fmt.Errorf("entering network namespace %s: %w", name, err)
 			}
@@ -88,7 +88,7 @@ func (p identity) kill() error {
 	if err != nil {
 		return fmt.Errorf("opening process %d: %w", p.PID, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if !p.alive() {
 		return nil
 	}
@@ -137,8 +137,8 @@ func lockFile(ctx context.Context, path string, log io.Writer) (unlock func(), e
 		err = poll(ctx, "the lock "+path, 100*time.Millisecond, try)
 	}
 	if err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, err
 	}
-	return func() { f.Close() }, nil
+	return func() { _ = f.Close() }, nil
 }

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -16,7 +17,7 @@ func poll(ctx context.Context, what string, pause time.Duration, cond func(conte
 		if err == nil {
 			return nil
 		}
-		if f, ok := err.(fatal); ok { //nolint:errorlint // never wrapped: a private signal from cond to poll
+		if f, ok := errors.AsType[fatal](err); ok {
 			return fmt.Errorf("waiting for %s: %w", what, f.error)
 		}
 		select {

@@ -55,7 +55,7 @@ func (l layout) spawn(netns string, rec *record, p program) error {
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", p.name, err)
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 	// Not CommandContext: the program is meant to outlive this command and its context.
 	cmd := exec.Command(p.path, p.args...) //nolint:noctx // see above
 	cmd.Stdout, cmd.Stderr = log, log

@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"slices"
@@ -83,12 +85,16 @@ func TestIdentityOfARecycledPID(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Nobody has waited for it, so it is a zombie now, which counts as dead.
-	deadline := time.Now().Add(10 * time.Second)
-	for id.alive() {
-		if time.Now().After(deadline) {
-			t.Fatal("still alive 10 s after SIGKILL")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	err = poll(ctx, "the killed process to die", time.Millisecond, func(context.Context) error {
+		if id.alive() {
+			return errors.New("it is alive")
 		}
-		time.Sleep(time.Millisecond)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -154,7 +154,7 @@ func Names(tarPath string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading image: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	for t := tar.NewReader(f); ; {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
