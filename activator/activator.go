@@ -205,7 +205,7 @@ func (a *activator) run(ctx context.Context) error {
 	a.proxy.draining.Store(true)
 	if serving {
 		a.log.Info("draining", "delay", a.opts.DrainDelay, "timeout", a.opts.DrainTimeout)
-		time.Sleep(a.opts.DrainDelay)
+		<-time.After(a.opts.DrainDelay)
 	}
 	stopGates()
 	gates.Wait()

@@ -93,6 +93,7 @@ func TestWakeAsksForAsManyReplicasAsAreHeld(t *testing.T) {
 			go p.proxy.serve(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil), fn, true)
 		}
 		time.Sleep(4 * time.Second)
+		p.proxy.wakers.Wait()
 		// The first patch goes out with whoever came first; the slow repetition asks for all of them.
 		if len(got) != 2 || got[1] != 3 {
 			t.Errorf("replicas asked for: got %v, want two patches, the second for 3", got)

@@ -44,7 +44,9 @@ type plane struct {
 // wakerFunc is a waker.
 type wakerFunc func(deployment types.NamespacedName, replicas int32) (bool, error)
 
-func (f wakerFunc) Wake(_ context.Context, d types.NamespacedName, n int32) (bool, error) { return f(d, n) }
+func (f wakerFunc) Wake(_ context.Context, d types.NamespacedName, n int32) (bool, error) {
+	return f(d, n)
+}
 
 // newPlane makes a plane. wake may be nil: then patches succeed and no pod appears.
 func newPlane(t *testing.T, wake wakerFunc, change ...func(*Options)) *plane {

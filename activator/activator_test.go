@@ -1,0 +1,358 @@
+package activator
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+)
+
+// api is as much of the Kubernetes API as an activator uses: list and watch of two kinds, and the patch of a scale.
+type api struct {
+	*httptest.Server
+	onPatch func()
+
+	mu      sync.Mutex // protects following
+	version int
+	objects map[string]map[string]any // by resource and name
+	watches map[string][]chan watchEvent
+	patches int
+}
+
+type watchEvent struct {
+	Type   string `json:"type"`
+	Object any    `json:"object"`
+}
+
+func newAPI(t *testing.T) *api {
+	t.Helper()
+	a := &api{
+		onPatch: func() {},
+		objects: map[string]map[string]any{"functions": {}, "endpointslices": {}}, watches: map[string][]chan watchEvent{},
+	}
+	a.Server = httptest.NewServer(a)
+	return a
+}
+
+func (a *api) set(obj metav1.Object) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.version++
+	obj.SetResourceVersion(fmt.Sprint(a.version))
+	resource := "endpointslices"
+	switch o := obj.(type) {
+	case *v1alpha1.Function:
+		resource = "functions"
+		o.TypeMeta = metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "Function"}
+	case *discoveryv1.EndpointSlice:
+		o.TypeMeta = metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"}
+	}
+	kind := "ADDED"
+	if _, ok := a.objects[resource][obj.GetName()]; ok {
+		kind = "MODIFIED"
+	}
+	a.objects[resource][obj.GetName()] = obj
+	for _, w := range a.watches[resource] {
+		w <- watchEvent{kind, obj}
+	}
+}
+
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	resource := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
+	switch {
+	case r.Method == http.MethodPatch:
+		a.mu.Lock()
+		a.patches++
+		a.mu.Unlock()
+		_, _ = io.WriteString(w, `{"kind":"Scale","apiVersion":"autoscaling/v1"}`)
+		a.onPatch()
+	case r.URL.Query().Get("sendInitialEvents") != "":
+		// The reflector falls back to list and watch.
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		_, _ = io.WriteString(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Invalid","code":422}`)
+	case r.URL.Query().Get("watch") != "":
+		a.watch(w, r, resource)
+	default:
+		a.list(w, resource)
+	}
+}
+
+func (a *api) list(w io.Writer, resource string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	items := []any{}
+	for _, obj := range a.objects[resource] {
+		items = append(items, obj)
+	}
+	kind, version := "FunctionList", v1alpha1.GroupVersion.String()
+	if resource == "endpointslices" {
+		kind, version = "EndpointSliceList", "discovery.k8s.io/v1"
+	}
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"kind": kind, "apiVersion": version, "metadata": map[string]any{"resourceVersion": fmt.Sprint(a.version)}, "items": items,
+	})
+}
+
+// watch sends everything that is there and what changes; a client that knows an object already takes it for an update.
+func (a *api) watch(w http.ResponseWriter, r *http.Request, resource string) {
+	events := make(chan watchEvent, 100)
+	a.mu.Lock()
+	for _, obj := range a.objects[resource] {
+		events <- watchEvent{"ADDED", obj}
+	}
+	a.watches[resource] = append(a.watches[resource], events)
+	a.mu.Unlock()
+	w.WriteHeader(http.StatusOK)
+	for {
+		w.(http.Flusher).Flush()
+		select {
+		case e := <-events:
+			_ = json.NewEncoder(w).Encode(e)
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+// running is an activator that Run runs.
+type running struct {
+	door, admin string
+	stop        context.CancelFunc
+	ended       chan error
+}
+
+func start(t *testing.T, a *api, change func(*Options)) *running {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &running{stop: cancel, ended: make(chan error, 1)}
+	listening := make(chan struct{})
+	o := Options{
+		RestConfig: &rest.Config{Host: a.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}},
+		DoorAddr:   "127.0.0.1:0", AdminAddr: "127.0.0.1:0", GateAddr: "127.0.0.1",
+		DrainDelay: 50 * time.Millisecond, DrainTimeout: 10 * time.Second,
+		Listening: func(door, admin net.Addr) {
+			r.door, r.admin = "http://"+door.String(), "http://"+admin.String()
+			close(listening)
+		},
+	}
+	change(&o)
+	go func() { r.ended <- Run(ctx, o) }()
+	select {
+	case <-listening:
+	case err := <-r.ended:
+		t.Fatalf("Run: %v", err)
+	}
+	return r
+}
+
+func (r *running) status(t *testing.T, path string) int {
+	t.Helper()
+	return get(t, r.admin+path).status
+}
+
+func (r *running) wait(t *testing.T) {
+	t.Helper()
+	select {
+	case err := <-r.ended:
+		if err != nil {
+			t.Errorf("Run: %v, want nil", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("Run does not end")
+	}
+}
+
+// noLeaks checks that nothing the test started is left when it ends.
+func noLeaks(t *testing.T) {
+	t.Helper()
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() {
+		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		goleak.VerifyNone(t, before)
+	})
+}
+
+// A function sleeps; a request comes to its gate; one write wakes it; its pod answers; the activator is stopped while
+// another request runs.
+func TestFromAsleepToDrained(t *testing.T) {
+	noLeaks(t)
+	a := newAPI(t)
+	defer a.Close()
+	entered, finish := make(chan struct{}), make(chan struct{})
+	pod := newPod(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			close(entered)
+			<-finish
+		}
+		fmt.Fprint(w, "hello from ", r.URL.Path)
+	})
+	port := freePort(t)
+	a.set(newTestFunction("hello", gatePort(port), hosts("hello.example.com")))
+	a.set(newSlice("hello", 0, pod, false))
+	a.onPatch = func() { a.set(newSlice("hello", 0, pod, true)) }
+
+	r := start(t, a, func(*Options) {})
+	eventually(t, "it is ready", func() bool { return r.status(t, "/readyz") == http.StatusOK })
+	got := get(t, portURL(port)+"/cold")
+	if got.status != http.StatusOK || got.body != "hello from /cold" || got.header.Get(headerColdStart) == "" {
+		t.Fatalf("cold: got %d %q %v, want the pod's answer with the time held", got.status, got.body, got.header)
+	}
+	req := newRequest(t, http.MethodGet, r.door+"/warm", nil)
+	req.Host = "hello.example.com"
+	if got := do(t, req); got.body != "hello from /warm" {
+		t.Errorf("warm by the door: got %d %q", got.status, got.body)
+	}
+	text := get(t, r.admin+"/metrics").body
+	for _, line := range []string{
+		`sluice_requests_started_total{function="hello",namespace="default"} 2`,
+		`sluice_requests_finished_total{function="hello",namespace="default",outcome="ok"} 2`,
+		`sluice_wake_patches_total{outcome="woken"} 1`,
+		`sluice_cold_start_seconds_count{phase="hold"} 1`,
+	} {
+		if !strings.Contains(text, line+"\n") {
+			t.Errorf("/metrics has no line %s", line)
+		}
+	}
+
+	slow := make(chan answer, 1)
+	go func() { slow <- get(t, portURL(port)+"/slow") }()
+	<-entered
+	r.stop()
+	eventually(t, "readiness fails", func() bool { return r.status(t, "/readyz") == http.StatusServiceUnavailable })
+	eventually(t, "the port is closed", func() bool { return owner(port) == "" })
+	select {
+	case err := <-r.ended:
+		t.Fatalf("Run ended (%v) with a request in flight", err)
+	default:
+	}
+	close(finish)
+	if got := <-slow; got.status != http.StatusOK || got.body != "hello from /slow" || got.header.Get("Connection") != "close" {
+		t.Errorf("in flight: got %d %q, Connection %q, want it finished and closed", got.status, got.body, got.header.Get("Connection"))
+	}
+	r.wait(t)
+}
+
+func TestDrainGoesOnAcceptingAndWakesWhatIsHeld(t *testing.T) {
+	noLeaks(t)
+	a := newAPI(t)
+	defer a.Close()
+	pod := newPod(t, echo)
+	port := freePort(t)
+	a.set(newTestFunction("hello", gatePort(port)))
+	r := start(t, a, func(o *Options) { o.DrainDelay = 500 * time.Millisecond })
+	eventually(t, "it is ready", func() bool { return r.status(t, "/readyz") == http.StatusOK })
+	r.stop()
+	eventually(t, "readiness fails", func() bool { return r.status(t, "/readyz") == http.StatusServiceUnavailable })
+	answers := make(chan answer, 1)
+	go func() { answers <- get(t, portURL(port)) }() // comes after the stop, and finds no pod
+	eventually(t, "it woke the function", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.patches == 1
+	})
+	eventually(t, "the port is closed", func() bool { return owner(port) == "" })
+	a.set(newSlice("hello", 0, pod, true)) // the watch must still run
+	if got := <-answers; got.status != http.StatusOK {
+		t.Errorf("held during the drain: got %d, want 200", got.status)
+	}
+	r.wait(t)
+}
+
+func TestDrainCutsOffWhatOutlastsIt(t *testing.T) {
+	noLeaks(t)
+	a := newAPI(t)
+	defer a.Close()
+	pod := newPod(t, func(w http.ResponseWriter, _ *http.Request) {
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: forever\r\n\r\n")
+		_, _ = rw.ReadByte()
+	})
+	asleep, forever := freePort(t), freePort(t)
+	a.set(newTestFunction("asleep", gatePort(asleep)))
+	a.set(newTestFunction("forever", gatePort(forever)))
+	a.set(newSlice("forever", 0, pod, true))
+	r := start(t, a, func(o *Options) { o.DrainDelay, o.DrainTimeout = time.Millisecond, 200*time.Millisecond })
+	eventually(t, "it is ready", func() bool { return r.status(t, "/readyz") == http.StatusOK })
+
+	conn, err := net.Dial("tcp", strings.TrimPrefix(portURL(forever), "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: forever\r\n\r\n")
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	answers := make(chan answer, 1)
+	go func() { answers <- get(t, portURL(asleep)) }()
+	eventually(t, "one is held", func() bool {
+		return strings.Contains(get(t, r.admin+"/metrics").body, `sluice_requests_held{function="asleep",namespace="default"} 1`)
+	})
+	r.stop()
+	if got := <-answers; got.status != http.StatusServiceUnavailable || got.header.Get(headerReason) != "Stopping" {
+		t.Errorf("held when the drain ended: got %d %q, want 503 Stopping", got.status, got.header.Get(headerReason))
+	}
+	if _, err := io.ReadAll(conn); err != nil {
+		t.Errorf("upgraded connection: %v, want it closed", err)
+	}
+	r.wait(t)
+}
+
+func TestStopBeforeTheWatchesHaveSynced(t *testing.T) {
+	noLeaks(t)
+	a := newAPI(t)
+	a.Close() // nobody answers
+	r := start(t, a, func(o *Options) { o.DrainDelay = time.Hour })
+	if got := r.status(t, "/readyz"); got != http.StatusServiceUnavailable {
+		t.Errorf("/readyz without an API server: got %d, want 503", got)
+	}
+	r.stop()
+	r.wait(t)
+}
+
+func TestOptions(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	cfg := &rest.Config{Host: "http://127.0.0.1:1"}
+	for _, tt := range []struct {
+		name string
+		o    Options
+		want string
+	}{
+		{"no cluster", Options{}, "RestConfig is required"},
+		{"negative duration", Options{RestConfig: cfg, DrainDelay: -1}, "DrainDelay"},
+		{"negative bound", Options{RestConfig: cfg, MaxHeld: -1}, "MaxHeld"},
+		{"door taken", Options{RestConfig: cfg, DoorAddr: taken.Addr().String()}, "open the shared door"},
+		{"admin taken", Options{RestConfig: cfg, DoorAddr: "127.0.0.1:0", AdminAddr: taken.Addr().String()}, "open the admin address"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			noLeaks(t)
+			if err := Run(t.Context(), tt.o); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want an error that names %q", err, tt.want)
+			}
+		})
+	}
+}
