@@ -39,7 +39,6 @@ type Reconciler struct {
 
 // Reconcile implements reconcile.Reconciler. It writes nothing when nothing differs.
 func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
-	ctx = logr.NewContext(ctx, logr.FromContextOrDiscard(ctx).WithValues("function", req.String()))
 	var fn v1alpha1.Function
 	err := r.Get(ctx, req.NamespacedName, &fn)
 	if apierrors.IsNotFound(err) {

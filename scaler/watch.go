@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-logr/logr"
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -108,6 +109,7 @@ func (r *Reconciler) setUp(ctx context.Context, mgr manager.Manager, bell *doorb
 			(e.ObjectOld.GetDeletionTimestamp() == nil) != (e.ObjectNew.GetDeletionTimestamp() == nil) ||
 			!slices.Equal(e.ObjectOld.GetFinalizers(), e.ObjectNew.GetFinalizers())
 	}})
+	log := mgr.GetLogger()
 	// Each kind is mapped to the functions that it concerns; a name in use by none costs one look into an index.
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("function").
@@ -121,7 +123,13 @@ func (r *Reconciler) setUp(ctx context.Context, mgr manager.Manager, bell *doorb
 		WithOptions(controller.Options{
 			MaxConcurrentReconciles: 8,
 			ReconciliationTimeout:   30 * time.Second,
-			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](50*time.Millisecond, time.Minute),
+			LogConstructor: func(req *reconcile.Request) logr.Logger {
+				if req == nil {
+					return log
+				}
+				return log.WithValues("function", req.String())
+			},
+			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](50*time.Millisecond, time.Minute),
 		}).
 		Complete(r)
 }
