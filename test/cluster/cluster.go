@@ -36,7 +36,8 @@ type Options struct {
 	// anything else restarts its controller manager if that has other flags.
 	ControllerManagerArgs []string
 
-	// ReadyTimeout bounds the wait for a started cluster to be ready, without the time to build it. Default 2m.
+	// ReadyTimeout bounds the wait for a started cluster to be ready, without the time to build it, and for one whose
+	// processes all live to answer; Start replaces it after that. Default 2m.
 	ReadyTimeout time.Duration
 
 	// Log receives a line for each step, and during long steps a line at least every 20 s. Default: none.
@@ -80,7 +81,7 @@ func Attach(ctx context.Context, opts Options) (*Cluster, error) {
 		return nil, err
 	}
 	c := &Cluster{layout: l, netns: l.name, log: opts.Log}
-	if err := c.attach(ctx, rec); err != nil {
+	if err := c.attach(ctx, rec, opts.ReadyTimeout); err != nil {
 		return nil, fmt.Errorf("the cluster of %s: %w", l.dir, err)
 	}
 	return c, nil

@@ -42,10 +42,7 @@ func (l layout) ctr(ctx context.Context, args ...string) (string, error) {
 
 // waitContainerd waits until containerd serves images.
 func (c *Cluster) waitContainerd(ctx context.Context, rec *record) error {
-	return poll(ctx, "containerd", 50*time.Millisecond, func(ctx context.Context) error {
-		if err := c.died(rec); err != nil {
-			return err
-		}
+	return c.wait(ctx, rec, "containerd", func(ctx context.Context) error {
 		if _, err := os.Stat(c.containerdSocket()); err != nil {
 			return err
 		}

@@ -239,21 +239,28 @@ func (c *Cluster) waitAPI(ctx context.Context, rec *record) error {
 		return err
 	}
 	defer api.close()
-	return poll(ctx, "the API server", 50*time.Millisecond, func(ctx context.Context) error {
-		if err := c.died(rec); err != nil {
-			return err
-		}
-		return api.apiReady(ctx)
-	})
+	return c.wait(ctx, rec, "the API server", api.apiReady)
 }
 
 // waitReady waits until all of the cluster is ready, and no program has ended meanwhile.
 func (c *Cluster) waitReady(ctx context.Context, rec *record) error {
-	return poll(ctx, "the cluster "+c.name, 100*time.Millisecond, func(ctx context.Context) error {
+	return c.wait(ctx, rec, "the cluster "+c.name, func(ctx context.Context) error { return c.ready(ctx, rec) })
+}
+
+// wait polls cond until it is nil. It gives up when a recorded program has ended, and says every progressPause why it
+// still waits.
+func (c *Cluster) wait(ctx context.Context, rec *record, what string, cond func(context.Context) error) error {
+	line := time.Now().Add(progressPause)
+	return poll(ctx, what, 50*time.Millisecond, func(ctx context.Context) error {
 		if err := c.died(rec); err != nil {
 			return err
 		}
-		return c.ready(ctx, rec)
+		err := cond(ctx)
+		if err != nil && time.Now().After(line) {
+			fmt.Fprintf(c.log, "waiting for %s: %v\n", what, err)
+			line = time.Now().Add(progressPause)
+		}
+		return err
 	})
 }
 

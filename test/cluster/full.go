@@ -42,7 +42,7 @@ func startFull(ctx context.Context, opts Options, l layout) (*Cluster, error) {
 	if rec.ControlPlaneOnly && len(rec.Processes) > len(rec.dead()) {
 		return nil, fmt.Errorf("%s is the state directory of a control plane that is up: stop that, or give the cluster another one", l.dir)
 	}
-	why := c.attach(ctx, rec)
+	why := c.attach(ctx, rec, opts.ReadyTimeout)
 	if why == nil {
 		fmt.Fprintf(opts.Log, "the cluster %s is up\n", l.name)
 		return c, c.reconfigure(ctx, rec, opts)
@@ -60,8 +60,8 @@ func startFull(ctx context.Context, opts Options, l layout) (*Cluster, error) {
 }
 
 // attach reports why the recorded cluster cannot be attached to, or nil if it is up. One that is only slow to answer,
-// because the machine is busy, gets some time: to replace a cluster is to lose what is in it.
-func (c *Cluster) attach(ctx context.Context, rec *record) error {
+// because the machine is busy, gets the time to: to replace a cluster is to lose what is in it.
+func (c *Cluster) attach(ctx context.Context, rec *record, timeout time.Duration) error {
 	if len(rec.Processes) == 0 {
 		return errors.New("it is not up")
 	}
@@ -71,7 +71,7 @@ func (c *Cluster) attach(ctx context.Context, rec *record) error {
 	if !rec.Complete {
 		return errors.New("it was not brought up completely")
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return c.waitReady(ctx, rec)
 }
