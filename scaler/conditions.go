@@ -58,9 +58,10 @@ func conditions(now time.Time, w *world, d decision, samples map[string]sample, 
 	} else {
 		set(v1alpha1.ConditionReady, metav1.ConditionTrue, "Ready", "workload and gate are set up")
 	}
-	set(scalingActive(w))
+	status, reason, message := scalingActive(w)
+	set(v1alpha1.ConditionScalingActive, status, reason, message)
 
-	status, reason, message := metricsAvailable(now, w.fn, samples, trackedSince)
+	status, reason, message = metricsAvailable(now, w.fn, samples, trackedSince)
 	switch old := meta.FindStatusCondition(next, v1alpha1.ConditionMetricsAvailable); {
 	case w.loses || w.workload == nil:
 		status, reason, message = metav1.ConditionUnknown, "NotScaled", "the metrics are not read while Sluice does not scale the workload"
@@ -76,10 +77,9 @@ func conditions(now time.Time, w *world, d decision, samples map[string]sample, 
 	return next
 }
 
-func scalingActive(w *world) (kind string, status metav1.ConditionStatus, reason, message string) {
-	kind = v1alpha1.ConditionScalingActive
+func scalingActive(w *world) (status metav1.ConditionStatus, reason, message string) {
 	names, _ := scaleMetrics(w.fn)
-	p := w.first(kind)
+	p := w.first(v1alpha1.ConditionScalingActive)
 	switch {
 	case p == nil && (w.loses || w.workload == nil):
 		p = w.first(v1alpha1.ConditionReady)
@@ -93,11 +93,11 @@ func scalingActive(w *world) (kind string, status metav1.ConditionStatus, reason
 	}
 	switch {
 	case p != nil:
-		return kind, metav1.ConditionFalse, p.Reason, p.Message
+		return metav1.ConditionFalse, p.Reason, p.Message
 	case len(names) == 0:
-		return kind, metav1.ConditionTrue, "SleepOnly", "spec.metrics is empty: the function only sleeps and wakes"
+		return metav1.ConditionTrue, "SleepOnly", "spec.metrics is empty: the function only sleeps and wakes"
 	}
-	return kind, metav1.ConditionTrue, "Scaling",
+	return metav1.ConditionTrue, "Scaling",
 		fmt.Sprintf("HorizontalPodAutoscaler %s scales on %s", w.fn.OwnedName(), strings.Join(names, ", "))
 }
 

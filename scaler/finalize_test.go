@@ -84,7 +84,7 @@ func TestDeleteAwake(t *testing.T) {
 
 // No deletion hangs.
 func TestDeletionIsBounded(t *testing.T) {
-	forbidden := func(obj client.Object) error {
+	forbidden := func(obj client.Object) *apierrors.StatusError {
 		return apierrors.NewForbidden(schema.GroupResource{Resource: "deployments"}, obj.GetName(), errors.New("not now"))
 	}
 	t.Run("no pod becomes ready", func(t *testing.T) {
@@ -149,7 +149,7 @@ func TestDeletionIsBounded(t *testing.T) {
 				if verb != "create" {
 					return nil
 				}
-				err := forbidden(obj).(*apierrors.StatusError)
+				err := forbidden(obj)
 				err.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: corev1.NamespaceTerminatingCause}}
 				return err
 			}

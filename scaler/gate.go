@@ -79,7 +79,7 @@ func renderSlices(fn *v1alpha1.Function, name, service string, families []corev1
 			if a.family() == f.kind {
 				endpoints = append(endpoints, discoveryv1.Endpoint{
 					Addresses:  []string{a.Address},
-					Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true), Serving: ptr.To(true), Terminating: ptr.To(false)},
+					Conditions: discoveryv1.EndpointConditions{Ready: new(true), Serving: new(true), Terminating: new(false)},
 					NodeName:   a.Node,
 					Zone:       a.Zone,
 				})
@@ -96,9 +96,9 @@ func renderSlices(fn *v1alpha1.Function, name, service string, families []corev1
 			AddressType: f.kind,
 			Endpoints:   endpoints,
 			Ports: []discoveryv1.EndpointPort{{
-				Name:        ptr.To(port.Service.Name),
-				Protocol:    ptr.To(corev1.ProtocolTCP),
-				Port:        ptr.To(port.Gate),
+				Name:        new(port.Service.Name),
+				Protocol:    new(corev1.ProtocolTCP),
+				Port:        new(port.Gate),
 				AppProtocol: port.Service.AppProtocol,
 			}},
 		})

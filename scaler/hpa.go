@@ -50,7 +50,7 @@ func renderHPA(fn *v1alpha1.Function) (*autoscalingv2.HorizontalPodAutoscaler, e
 			ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{
 				APIVersion: "apps/v1", Kind: "Deployment", Name: fn.WorkloadName(),
 			},
-			MinReplicas: ptr.To(max(fn.Spec.Scale.MinReplicas, 1)),
+			MinReplicas: new(max(fn.Spec.Scale.MinReplicas, 1)),
 			MaxReplicas: fn.Spec.Scale.MaxReplicas,
 			Behavior:    fn.Spec.Scale.Behavior.DeepCopy(),
 		},
@@ -64,7 +64,7 @@ func renderHPA(fn *v1alpha1.Function) (*autoscalingv2.HorizontalPodAutoscaler, e
 				},
 				Metric: autoscalingv2.MetricIdentifier{Name: name},
 				Target: autoscalingv2.MetricTarget{
-					Type: autoscalingv2.AverageValueMetricType, AverageValue: ptr.To(targets[name]),
+					Type: autoscalingv2.AverageValueMetricType, AverageValue: new(targets[name]),
 				},
 			},
 		})

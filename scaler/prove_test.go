@@ -193,8 +193,14 @@ func TestProofsKeepAttemptsApart(t *testing.T) {
 	cancel()
 	select {
 	case <-done: // the proof had begun
-		<-stopped
-	case <-stopped: // it had not
+		err := <-stopped
+		if err != nil {
+			t.Error(err)
+		}
+	case err := <-stopped: // it had not
+		if err != nil {
+			t.Error(err)
+		}
 	}
 	if len(p.results) != 0 {
 		t.Errorf("left behind: %v", p.results)

@@ -384,6 +384,23 @@ func TestForeignObjectsAreNotTouched(t *testing.T) {
 	})
 }
 
+// The gate's slice of one function has the name that the Service through the gate of another has. Neither is touched by
+// the other, and it is no hot loop.
+func TestNameOfASliceIsTaken(t *testing.T) {
+	objects := awakeWorld(newFunction("hello-gate", proxied))
+	objects = append(objects, sleepingWorld(newFunction("hello"))[:4]...)
+	inStory(t, objects, func(s *story) {
+		s.reconcile("hello-gate")
+		if _, err := s.tryReconcile("hello"); err == nil {
+			s.Error("no error, and so no back-off")
+		}
+		s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "WriteFailed", "sluice-hello-gate", "name is taken")
+		if got := get[discoveryv1.EndpointSlice](s, "sluice-hello-gate").Labels[v1alpha1.FunctionLabel]; got != "hello-gate" {
+			s.Errorf("the slice is now of function %q", got)
+		}
+	})
+}
+
 func TestForeignHPA(t *testing.T) {
 	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
 		s.metrics("hello", 0, 0)
@@ -427,216 +444,6 @@ func TestMetricsRemoved(t *testing.T) {
 		s.reconcile("hello")
 		s.wrote("delete *v2.HorizontalPodAutoscaler sluice-hello")
 		s.wantCondition("hello", "ScalingActive", metav1.ConditionTrue, "SleepOnly")
-	})
-}
-
-func TestProblemsNameFieldAndRemedy(t *testing.T) {
-	twoPorts := []corev1.ServicePort{{Name: "http", Port: 80}, {Name: "admin", Port: 9000}}
-	port := func(p intstr.IntOrString) func(*v1alpha1.Function) {
-		return func(fn *v1alpha1.Function) { fn.Spec.Traffic.Service.Port = &p }
-	}
-	younger := func(fn *v1alpha1.Function) {
-		fn.CreationTimestamp = metav1.NewTime(fn.CreationTimestamp.Add(time.Hour))
-	}
-	onHello := func(fn *v1alpha1.Function) {
-		fn.Spec.WorkloadRef = &v1alpha1.WorkloadRef{Name: "hello"}
-	}
-	hosts := func(fn *v1alpha1.Function) {
-		fn.Spec.Traffic = &v1alpha1.Traffic{Mode: v1alpha1.Proxied, Hosts: []string{"a.example"}}
-	}
-	tests := []struct {
-		name    string
-		fn      *v1alpha1.Function
-		service *corev1.Service
-		more    []client.Object
-		reason  string
-		words   []string
-	}{
-		{
-			"no workload", newFunction("hello", func(fn *v1alpha1.Function) { fn.Spec.WorkloadRef = &v1alpha1.WorkloadRef{Name: "x"} }),
-			newService("hello"), nil, "WorkloadMissing",
-			[]string{"spec.workloadRef: Deployment default/x does not exist; create it or correct the name"},
-		},
-		{"no Service", newFunction("hello"), nil, nil, "ServiceMissing", []string{"spec.traffic.service: Service default/hello does not exist"}},
-		{
-			"unknown port", newFunction("hello", port(intstr.FromString("web"))), newService("hello", twoPorts...), nil, "PortUnknown",
-			[]string{"spec.traffic.service.port", "no port web; it has http 80, admin 9000"},
-		},
-		{
-			"port unset", newFunction("hello"), newService("hello", twoPorts...), nil, "PortUnset",
-			[]string{"spec.traffic.service.port is not set", "http 80, admin 9000"},
-		},
-		{
-			"headless", newFunction("hello"), &corev1.Service{
-				ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "hello"}, Spec: corev1.ServiceSpec{ClusterIP: "None"},
-			}, nil, "ServiceUnsupported", []string{"headless", "cluster IP"},
-		},
-		{
-			"ExternalName", newFunction("hello"), &corev1.Service{
-				ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "hello"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName},
-			}, nil, "ServiceUnsupported", []string{"ExternalName"},
-		},
-		{
-			"UDP", newFunction("hello"), newService("hello", corev1.ServicePort{Port: 53, Protocol: corev1.ProtocolUDP}), nil,
-			"ServiceUnsupported", []string{"port 53", "UDP"},
-		},
-		{
-			"workload of an older Function", newFunction("hello", younger), newService("hello"),
-			[]client.Object{newFunction("first", onHello)}, "WorkloadConflict", []string{"Deployment default/hello", "default/first"},
-		},
-		{
-			"Service of an older Function", newFunction("hello", younger), newService("hello"),
-			[]client.Object{newFunction("first", func(fn *v1alpha1.Function) { fn.Spec.Traffic.Service.Name = "hello" })},
-			"ServiceConflict", []string{"Service default/hello", "default/first"},
-		},
-		{
-			"host of an older Function", newFunction("hello", younger, hosts), newService("hello"),
-			[]client.Object{newFunction("first", hosts)}, "HostConflict", []string{"spec.traffic.hosts: a.example", "default/first"},
-		},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			objects := append(tt.more, tt.fn, newDeployment("hello", 1), newSlice("default", "hello", podEndpoints("hello-1")...), activators(1))
-			if tt.service != nil {
-				objects = append(objects, tt.service)
-			}
-			inStory(t, objects, func(s *story) {
-				s.reconcile("hello")
-				s.wantCondition("hello", "Ready", metav1.ConditionFalse, tt.reason, tt.words...)
-				if got := s.condition("hello", "Ready").ObservedGeneration; got != 1 {
-					s.Errorf("observedGeneration %d, want 1", got)
-				}
-				if got := s.newEvents(); !slices.Contains(got, tt.reason) {
-					s.Errorf("events %v, want one with reason %s", got, tt.reason)
-				}
-				// Said once.
-				s.writes = nil
-				s.reconcile("hello")
-				s.wroteNothing()
-			})
-		})
-	}
-}
-
-func TestNoActivator(t *testing.T) {
-	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
-		change := func(n int) {
-			slice := &discoveryv1.EndpointSlice{}
-			key := client.ObjectKey{Namespace: v1alpha1.SystemNamespace, Name: v1alpha1.ActivatorService + "-abc"}
-			if err := s.Get(s.Context(), key, slice); err != nil {
-				s.Fatal(err)
-			}
-			slice.Endpoints = activators(n).Endpoints
-			if err := s.Update(s.Context(), slice); err != nil {
-				s.Fatal(err)
-			}
-		}
-		s.metrics("hello", 0, 0)
-		s.fallAsleep("hello")
-
-		// Another activator: the gate's endpoints follow, also of a function that sleeps.
-		change(3)
-		s.reconcile("hello")
-		s.wrote("update *v1.EndpointSlice sluice-hello-gate")
-		if got := len(s.gated("hello")); got != 3 {
-			s.Errorf("%d endpoints, want 3", got)
-		}
-		// None is ready: the last known ones stay, rather than none.
-		change(0)
-		s.reconcile("hello")
-		s.wrote()
-		if got := len(s.gated("hello")); got != 3 {
-			s.Errorf("%d endpoints, want the last known 3", got)
-		}
-		s.wantCondition("hello", "Ready", metav1.ConditionFalse, "NoActivator", "sluice-system/sluice-activator")
-	})
-}
-
-// A slice can not move to another Service: kube-proxy would keep it at the old one as well.
-func TestServiceNameChanges(t *testing.T) {
-	inStory(t, sleepingWorld(newFunction("hello"), newService("web")), func(s *story) {
-		s.reconcile("hello")
-		s.writes = nil
-		change(s, "hello", func(fn *v1alpha1.Function) { fn.Spec.Traffic.Service.Name = "web" })
-		s.reconcile("hello")
-		s.wrote("delete *v1.EndpointSlice sluice-hello-gate", "create *v1.EndpointSlice sluice-hello-gate")
-		if got := get[discoveryv1.EndpointSlice](s, "sluice-hello-gate").Labels[discoveryv1.LabelServiceName]; got != "web" {
-			s.Errorf("the slice is of Service %q, want web", got)
-		}
-	})
-}
-
-// An older Function comes to have the same workload, as when its spec changes: the younger takes away all it made.
-func TestLoserStepsAside(t *testing.T) {
-	other := newFunction("aaa", func(fn *v1alpha1.Function) { fn.Spec.Traffic.Service.Name = "aaa" })
-	inStory(t, awakeWorld(newFunction("hello", proxied), other, newService("aaa"), newSlice("default", "aaa")), func(s *story) {
-		s.reconcile("hello")
-		s.writes = nil
-		change(s, "aaa", func(fn *v1alpha1.Function) { fn.Spec.WorkloadRef = &v1alpha1.WorkloadRef{Name: "hello"} })
-		s.reconcile("hello")
-		s.wrote("delete *v1.EndpointSlice sluice-hello", "delete *v1.Service sluice-hello", "delete *v2.HorizontalPodAutoscaler sluice-hello")
-		s.wantCondition("hello", "Ready", metav1.ConditionFalse, "WorkloadConflict", "default/aaa")
-		s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "WorkloadConflict")
-		s.reconcile("aaa")
-		s.wantCondition("aaa", "Ready", metav1.ConditionTrue, "Ready")
-		// The loser is deleted while the workload is at zero: not its business to wake it.
-		s.scale("hello", 0)
-		if err := s.Delete(s.Context(), s.function("hello")); err != nil {
-			s.Fatal(err)
-		}
-		s.reconcile("hello")
-		if s.function("hello") != nil || s.replicas("hello") != 0 {
-			s.Errorf("function %v, %d replicas, want it gone and 0", s.function("hello"), s.replicas("hello"))
-		}
-	})
-}
-
-func TestGatePortsAreUnique(t *testing.T) {
-	withPort := func(port int32) func(*v1alpha1.Function) {
-		return func(fn *v1alpha1.Function) { fn.Status.Gate = &v1alpha1.GateStatus{Port: port, ServicePort: "http"} }
-	}
-	younger := func(fn *v1alpha1.Function) {
-		fn.CreationTimestamp = metav1.NewTime(fn.CreationTimestamp.Add(time.Hour))
-	}
-	objects := awakeWorld(newFunction("hello", withPort(20003)))
-	objects = append(objects, awakeWorld(newFunction("other", withPort(20003), younger))[:4]...)
-	inStory(t, objects, func(s *story) {
-		s.reconcile("hello")
-		s.reconcile("other")
-		if got := s.function("hello").Status.Gate.Port; got != 20003 {
-			s.Errorf("the older got port %d, want to keep 20003", got)
-		}
-		if got := s.function("other").Status.Gate.Port; got != 20000 {
-			s.Errorf("the younger got port %d, want the free 20000", got)
-		}
-	})
-}
-
-func TestGatePortsExhausted(t *testing.T) {
-	objects := []client.Object{activators(1)}
-	for i := range 11 {
-		name := fmt.Sprintf("fn-%02d", i)
-		objects = append(objects, newFunction(name), newDeployment(name, 1), newService(name), newSlice("default", name, podEndpoints(name)...))
-	}
-	inStory(t, objects, func(s *story) {
-		for i := range 11 {
-			s.reconcile(fmt.Sprintf("fn-%02d", i))
-		}
-		s.wantCondition("fn-10", "Ready", metav1.ConditionFalse, "GatePortsExhausted", "20000-20009", "port range")
-		// One goes, and its port is for the next.
-		fn := s.function("fn-04")
-		fn.Finalizers = nil
-		if err := s.Update(s.Context(), fn); err != nil {
-			s.Fatal(err)
-		}
-		if err := s.Delete(s.Context(), fn); err != nil {
-			s.Fatal(err)
-		}
-		s.reconcile("fn-04")
-		s.reconcile("fn-10")
-		if got := s.function("fn-10").Status.Gate; got == nil || got.Port != 20004 {
-			s.Errorf("gate %+v, want port 20004", got)
-		}
 	})
 }
 

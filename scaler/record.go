@@ -3,6 +3,7 @@ package scaler
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"strconv"
 	"sync"
@@ -13,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
@@ -87,7 +87,7 @@ func ownedMeta(fn *v1alpha1.Function, name string) metav1.ObjectMeta {
 		Labels:    map[string]string{v1alpha1.FunctionLabel: fn.Name},
 		OwnerReferences: []metav1.OwnerReference{{
 			APIVersion: v1alpha1.GroupVersion.String(), Kind: "Function", Name: fn.Name, UID: fn.UID,
-			Controller: ptr.To(true), BlockOwnerDeletion: ptr.To(false),
+			Controller: new(true), BlockOwnerDeletion: new(false),
 		}},
 	}
 }
@@ -98,9 +98,7 @@ func adoptMeta(have, want client.Object) {
 		if have == nil {
 			have = map[string]string{}
 		}
-		for k, v := range want {
-			have[k] = v
-		}
+		maps.Copy(have, want)
 		return have
 	}
 	have.SetLabels(merge(have.GetLabels(), want.GetLabels()))

@@ -142,7 +142,8 @@ func TestReadyActivators(t *testing.T) {
 	slices := []*discoveryv1.EndpointSlice{
 		{AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{
 			ep("10.0.0.9", ptr.To(true), nil), ep("10.0.0.2", nil, nil), ep("10.0.0.3", ptr.To(false), nil),
-			ep("10.0.0.4", ptr.To(true), ptr.To(true)), {},
+			ep("10.0.0.4", ptr.To(true), ptr.To(true)),
+			{},
 		}},
 		{AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{ep("10.0.0.9", ptr.To(true), nil)}},
 		{AddressType: discoveryv1.AddressTypeIPv6, Endpoints: []discoveryv1.Endpoint{ep("fd00::2", ptr.To(true), nil)}},

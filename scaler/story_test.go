@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -29,8 +30,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-
-	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
@@ -60,7 +59,12 @@ func inStory(t *testing.T, objects []client.Object, tell func(s *story)) {
 		ctx, cancel := context.WithCancel(t.Context())
 		stopped := make(chan error)
 		go func() { stopped <- s.r.proofs.Start(ctx) }()
-		defer func() { cancel(); <-stopped }()
+		defer func() {
+			cancel()
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+		}()
 		tell(s)
 	})
 }
