@@ -60,7 +60,6 @@ func newProxy(log logr.Logger, m *metrics, w waker, o Options) *proxy {
 		Transport:      roundTripper{p},
 		ModifyResponse: p.modifyResponse,
 		ErrorHandler:   p.answerError,
-		FlushInterval:  -1, // what a pod writes reaches the client at once
 		BufferPool:     &bufferPool{},
 		ErrorLog:       netLog(log),
 	}
@@ -78,6 +77,7 @@ type exchange struct {
 	pod        *pod        // that has the request, nil before one has
 	dialErr    error       // of the last dial that failed
 	outcome    outcome
+	remaining  int64 // bytes of the answer to come, where the pod told its length
 }
 
 type exchangeKey struct{}
@@ -107,7 +107,7 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, fn *function, gate
 	}
 	// net/http guesses a Content-Type where a pod gives none; with the key present it leaves that be.
 	w.Header()["Content-Type"] = nil
-	p.reverse.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, ex)))
+	p.reverse.ServeHTTP(streamWriter{w, ex}, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, ex)))
 	returned = true
 }
 
@@ -201,6 +201,7 @@ func (p *proxy) try(req *http.Request, ex *exchange, pod *pod) (*http.Response, 
 
 func (p *proxy) modifyResponse(res *http.Response) error {
 	ex := exchangeOf(res.Request.Context())
+	ex.remaining = res.ContentLength
 	setColdStart(res.Header, ex.held)
 	// In mode Direct a pod that answers means that the Service leads to pods again. A client that kept its connection
 	// would stay with the gate for good.
@@ -266,13 +267,32 @@ type attemptBody struct {
 
 func (b *attemptBody) Read(buf []byte) (int, error) {
 	n, err := b.body.Read(buf)
-	if err != nil && err != io.EOF { //nolint:errorlint // io.Reader promises io.EOF itself
+	if err != nil && err != io.EOF {
 		b.broken.Store(true)
 	}
 	return n, err
 }
 
 func (b *attemptBody) Close() error { return nil }
+
+// streamWriter passes on at once what a pod writes. ReverseProxy does so for answers of unknown length; this does it
+// for the others, but leaves the last piece to the end of the request. ReverseProxy.FlushInterval -1 would flush header
+// and body of each small answer on their own, which costs a third more processor time: BenchmarkWarm.
+type streamWriter struct {
+	http.ResponseWriter
+	ex *exchange
+}
+
+func (w streamWriter) Write(b []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(b)
+	if w.ex.remaining -= int64(n); err == nil && w.ex.remaining > 0 {
+		err = http.NewResponseController(w.ResponseWriter).Flush()
+	}
+	return n, err
+}
+
+// Unwrap gives http.ResponseController what else the server's writer can do.
+func (w streamWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 const bufferSize = 32 << 10
 

@@ -121,7 +121,7 @@ func (p *proxy) hold(ctx context.Context, ex *exchange) error {
 	if fn.pods.Load().usable() {
 		return nil
 	}
-	p.ensureWaker(fn)
+	p.ensureWaker(fn) //nolint:contextcheck // the waker serves all that are held and outlives this request
 
 	timeout := time.NewTimer(time.Until(ex.start.Add(obj.HoldTimeout())))
 	defer timeout.Stop()

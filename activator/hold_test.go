@@ -2,6 +2,7 @@ package activator
 
 import (
 	"bufio"
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-logr/logr/funcr"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -57,25 +60,41 @@ func TestHeldRequestsAreAnsweredByOneWrite(t *testing.T) {
 	}
 }
 
-func TestReleaseIsFirstComeFirst(t *testing.T) {
-	var q queue
-	var order []int
-	var places []*waiter
-	for range 5 {
-		place, err := q.join(5)
-		if err != nil {
+func TestQueueKeepsOrderWhenOneLeaves(t *testing.T) {
+	q := queue{emptied: make(chan struct{}, 1)}
+	places := make([]*list.Element, 4)
+	for i := range places {
+		var err error
+		if places[i], err = q.join(len(places)); err != nil {
 			t.Fatal(err)
 		}
-		places = append(places, place.Value.(*waiter))
 	}
-	for i := range q.waiting.Len() {
-		if q.waiting.Front().Value.(*waiter) == places[i] {
-			order = append(order, i)
+	if _, err := q.join(len(places)); !errors.Is(err, errQueueFull) {
+		t.Errorf("join a full queue: got %v, want %v", err, errQueueFull)
+	}
+	q.leave(places[1])
+	last, err := q.join(len(places))
+	if err != nil {
+		t.Errorf("join after one left: %v", err)
+	}
+	var got []*list.Element
+	for e := q.waiting.Front(); e != nil; e = e.Next() {
+		got = append(got, e)
+	}
+	if want := []*list.Element{places[0], places[2], places[3], last}; !slices.Equal(got, want) {
+		t.Errorf("the queue is not in the order of arrival")
+	}
+	q.release()
+	for _, e := range got {
+		select {
+		case <-e.Value.(*waiter).released:
+		default:
+			t.Error("release left one behind")
 		}
-		q.waiting.Remove(q.waiting.Front())
 	}
-	if len(order) != 5 {
-		t.Errorf("in order: %v, want all of 5", order)
+	q.leave(last) // as every released request does
+	if n := q.waiting.Len(); n != 0 {
+		t.Errorf("after release: %d wait, want 0", n)
 	}
 }
 
@@ -171,14 +190,21 @@ func TestHoldTimeout(t *testing.T) {
 		name     string
 		wake     wakerFunc
 		sentence string
+		logged   int // errors, however often the patch was repeated
 	}{
-		{"woken, but no pod", nil, "kubectl -n default describe deployment hello"},
-		{"wake refused", func(types.NamespacedName, int32) (bool, error) { return false, errors.New("forbidden by RBAC") }, "forbidden by RBAC"},
+		{"woken, but no pod", nil, "kubectl -n default describe deployment hello", 0},
+		{"wake refused", func(types.NamespacedName, int32) (bool, error) { return false, errors.New("forbidden by RBAC") }, "forbidden by RBAC", 1},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newPlane(t, tt.wake)
+				logged := 0
+				p.proxy.log = funcr.New(func(_, line string) {
+					if strings.Contains(line, `"error"`) {
+						logged++
+					}
+				}, funcr.Options{})
 				fn := p.add(newTestFunction("hello", timeout(30*time.Second)))
 				w := httptest.NewRecorder()
 				start := time.Now()
@@ -198,6 +224,10 @@ func TestHoldTimeout(t *testing.T) {
 					t.Errorf("counts: got %+v, want 30 s held, of 30 s busy", n)
 				}
 				wantFinished(t, fn, map[outcome]uint64{outcomeHoldTimeout: 1})
+				p.proxy.wakers.Wait()
+				if logged != tt.logged {
+					t.Errorf("errors logged: got %d, want %d", logged, tt.logged)
+				}
 			})
 		})
 	}
