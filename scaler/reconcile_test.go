@@ -3,8 +3,6 @@ package scaler
 import (
 	"context"
 	"errors"
-	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -343,7 +341,7 @@ func TestProxied(t *testing.T) {
 		s.wrote("create *v2.HorizontalPodAutoscaler sluice-hello", "create *v1.Service sluice-hello", "create *v1.EndpointSlice sluice-hello")
 		service := get[corev1.Service](s, "sluice-hello")
 		want := []corev1.ServicePort{{
-			Name: "http", Port: 80, Protocol: corev1.ProtocolTCP, AppProtocol: ptr.To("http"), TargetPort: intstr.FromInt32(20000),
+			Name: "http", Port: 80, Protocol: corev1.ProtocolTCP, AppProtocol: new("http"), TargetPort: intstr.FromInt32(20000),
 		}}
 		if diff := cmp.Diff(want, service.Spec.Ports); diff != "" || service.Spec.Selector != nil {
 			s.Errorf("ports (-want +got):\n%s\nselector %v, want none", diff, service.Spec.Selector)

@@ -21,7 +21,7 @@ func TestRenderHPA(t *testing.T) {
 			Object: &autoscalingv2.ObjectMetricSource{
 				DescribedObject: autoscalingv2.CrossVersionObjectReference{APIVersion: "sluice.dev/v1alpha1", Kind: "Function", Name: "hello"},
 				Metric:          autoscalingv2.MetricIdentifier{Name: name},
-				Target:          autoscalingv2.MetricTarget{Type: autoscalingv2.AverageValueMetricType, AverageValue: ptr.To(resource.MustParse(target))},
+				Target:          autoscalingv2.MetricTarget{Type: autoscalingv2.AverageValueMetricType, AverageValue: new(resource.MustParse(target))},
 			},
 		}
 	}
@@ -102,7 +102,7 @@ func TestSameHPA(t *testing.T) {
 		hpa.Spec.Behavior.ScaleDown.SelectPolicy = &policy
 		hpa.Spec.Behavior.ScaleDown.Policies = []autoscalingv2.HPAScalingPolicy{{Type: "Percent", Value: 100, PeriodSeconds: 15}}
 		hpa.Spec.Behavior.ScaleUp = &autoscalingv2.HPAScalingRules{SelectPolicy: &policy}
-		hpa.Spec.Metrics[0].Object.Target.AverageValue = ptr.To(resource.MustParse("50000m"))
+		hpa.Spec.Metrics[0].Object.Target.AverageValue = new(resource.MustParse("50000m"))
 		return hpa
 	}
 	tests := []struct {
@@ -136,20 +136,20 @@ func TestSameHPA(t *testing.T) {
 func TestReadyActivators(t *testing.T) {
 	ep := func(address string, ready, terminating *bool) discoveryv1.Endpoint {
 		return discoveryv1.Endpoint{
-			Addresses: []string{address}, Conditions: discoveryv1.EndpointConditions{Ready: ready, Terminating: terminating}, NodeName: ptr.To("n1"),
+			Addresses: []string{address}, Conditions: discoveryv1.EndpointConditions{Ready: ready, Terminating: terminating}, NodeName: new("n1"),
 		}
 	}
 	slices := []*discoveryv1.EndpointSlice{
 		{AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{
-			ep("10.0.0.9", ptr.To(true), nil), ep("10.0.0.2", nil, nil), ep("10.0.0.3", ptr.To(false), nil),
-			ep("10.0.0.4", ptr.To(true), ptr.To(true)),
+			ep("10.0.0.9", new(true), nil), ep("10.0.0.2", nil, nil), ep("10.0.0.3", new(false), nil),
+			ep("10.0.0.4", new(true), new(true)),
 			{},
 		}},
-		{AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{ep("10.0.0.9", ptr.To(true), nil)}},
-		{AddressType: discoveryv1.AddressTypeIPv6, Endpoints: []discoveryv1.Endpoint{ep("fd00::2", ptr.To(true), nil)}},
-		{AddressType: discoveryv1.AddressTypeFQDN, Endpoints: []discoveryv1.Endpoint{ep("example.com", ptr.To(true), nil)}},
+		{AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{ep("10.0.0.9", new(true), nil)}},
+		{AddressType: discoveryv1.AddressTypeIPv6, Endpoints: []discoveryv1.Endpoint{ep("fd00::2", new(true), nil)}},
+		{AddressType: discoveryv1.AddressTypeFQDN, Endpoints: []discoveryv1.Endpoint{ep("example.com", new(true), nil)}},
 	}
-	node := ptr.To("n1")
+	node := new("n1")
 	want := []activator{{"10.0.0.2", node, nil}, {"10.0.0.9", node, nil}, {"fd00::2", node, nil}}
 	if diff := cmp.Diff(want, readyActivators(slices)); diff != "" {
 		t.Errorf("ready, sorted, each once (-want +got):\n%s", diff)
@@ -157,8 +157,8 @@ func TestReadyActivators(t *testing.T) {
 }
 
 func TestRenderSlices(t *testing.T) {
-	both := []activator{{Address: "10.0.0.2", Node: ptr.To("n1"), Zone: ptr.To("z1")}, {Address: "fd00::2"}}
-	port := gatePort{Service: corev1.ServicePort{Name: "grpc", Port: 80, AppProtocol: ptr.To("kubernetes.io/h2c")}, Gate: 20007}
+	both := []activator{{Address: "10.0.0.2", Node: new("n1"), Zone: new("z1")}, {Address: "fd00::2"}}
+	port := gatePort{Service: corev1.ServicePort{Name: "grpc", Port: 80, AppProtocol: new("kubernetes.io/h2c")}, Gate: 20007}
 	tests := []struct {
 		name     string
 		families []corev1.IPFamily
@@ -193,17 +193,17 @@ func TestRenderSlices(t *testing.T) {
 			},
 			OwnerReferences: []metav1.OwnerReference{{
 				APIVersion: "sluice.dev/v1alpha1", Kind: "Function", Name: "hello", UID: "uid-hello",
-				Controller: ptr.To(true), BlockOwnerDeletion: ptr.To(false),
+				Controller: new(true), BlockOwnerDeletion: new(false),
 			}},
 		},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Endpoints: []discoveryv1.Endpoint{{
 			Addresses:  []string{"10.0.0.2"},
-			Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true), Serving: ptr.To(true), Terminating: ptr.To(false)},
-			NodeName:   ptr.To("n1"), Zone: ptr.To("z1"),
+			Conditions: discoveryv1.EndpointConditions{Ready: new(true), Serving: new(true), Terminating: new(false)},
+			NodeName:   new("n1"), Zone: new("z1"),
 		}},
 		Ports: []discoveryv1.EndpointPort{{
-			Name: ptr.To("grpc"), Protocol: ptr.To(corev1.ProtocolTCP), Port: ptr.To[int32](20007), AppProtocol: ptr.To("kubernetes.io/h2c"),
+			Name: new("grpc"), Protocol: ptr.To(corev1.ProtocolTCP), Port: ptr.To[int32](20007), AppProtocol: new("kubernetes.io/h2c"),
 		}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -73,10 +73,10 @@ func metricStatuses(now time.Time, fn *v1alpha1.Function, samples map[string]sam
 			m.Unknown = in.Unknown
 		} else {
 			m.Value = resource.NewMilliQuantity(int64(math.Round(in.Value*1000)), resource.DecimalSI)
-			m.ObservedAt = ptr.To(metav1.NewTime(samples[name].Time))
+			m.ObservedAt = new(metav1.NewTime(samples[name].Time))
 		}
 		if scaled {
-			m.Target = ptr.To(target)
+			m.Target = new(target)
 		}
 		if scaled || m.Unknown == "" {
 			all = append(all, m)

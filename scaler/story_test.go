@@ -195,7 +195,7 @@ func (s *story) patchScale(ctx context.Context, obj client.Object, p client.Patc
 	if err := json.Unmarshal(doc, scale); err != nil {
 		return err
 	}
-	d.Spec.Replicas = ptr.To(scale.Spec.Replicas)
+	d.Spec.Replicas = new(scale.Spec.Replicas)
 	if err := s.Update(ctx, &d); err != nil {
 		return err
 	}
@@ -393,7 +393,7 @@ func newDeployment(name string, replicas int32) *appsv1.Deployment {
 
 func newService(name string, ports ...corev1.ServicePort) *corev1.Service {
 	if len(ports) == 0 {
-		ports = []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP, AppProtocol: ptr.To("http")}}
+		ports = []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP, AppProtocol: new("http")}}
 	}
 	return &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: types.UID("service-" + name)},
@@ -410,7 +410,7 @@ func newSlice(namespace, service string, endpoints ...discoveryv1.Endpoint) *dis
 			discoveryv1.LabelServiceName: service, discoveryv1.LabelManagedBy: "endpointslice-controller.k8s.io",
 		}},
 		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: ptr.To("http"), Port: ptr.To[int32](8080)}},
+		Ports:       []discoveryv1.EndpointPort{{Name: new("http"), Port: ptr.To[int32](8080)}},
 		Endpoints:   endpoints,
 	}
 }
@@ -420,7 +420,7 @@ func podEndpoints(pods ...string) []discoveryv1.Endpoint {
 	for i, pod := range pods {
 		all = append(all, discoveryv1.Endpoint{
 			Addresses:  []string{fmt.Sprintf("10.244.0.%d", 20+i)},
-			Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)},
+			Conditions: discoveryv1.EndpointConditions{Ready: new(true)},
 			TargetRef:  &corev1.ObjectReference{Kind: "Pod", Namespace: "default", Name: pod, UID: types.UID(pod)},
 		})
 	}
@@ -432,7 +432,7 @@ func activators(n int) *discoveryv1.EndpointSlice {
 	slice := newSlice(v1alpha1.SystemNamespace, v1alpha1.ActivatorService)
 	for i := range n {
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-			Addresses: []string{fmt.Sprintf("10.244.0.%d", 5+i)}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)},
+			Addresses: []string{fmt.Sprintf("10.244.0.%d", 5+i)}, Conditions: discoveryv1.EndpointConditions{Ready: new(true)},
 		})
 	}
 	return slice
