@@ -89,7 +89,7 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, fn *function, gate
 	p.active.Add(1)
 	ex := &exchange{fn: fn, gated: gated, start: fn.stats.start()}
 	returned := false
-	defer func() {
+	defer func() { //nolint:contextcheck // the request's context is what it asks
 		if !returned {
 			// ReverseProxy aborts an answer that it could not copy to its end by a panic, which net/http expects.
 			ex.outcome = p.brokenOff(r.Context())

@@ -291,7 +291,7 @@ func TestUpgrade(t *testing.T) {
 	defer conn.Close()
 	fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: shout\r\n\r\n")
 	br := bufio.NewReader(conn)
-	res, err := http.ReadResponse(br, nil)
+	res, err := http.ReadResponse(br, nil) //nolint:bodyclose // an upgraded connection has no body
 	if err != nil || res.StatusCode != http.StatusSwitchingProtocols || res.Header.Get("Upgrade") != "shout" {
 		t.Fatalf("got %v, %v, want 101 to shout", res, err)
 	}

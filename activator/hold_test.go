@@ -111,7 +111,7 @@ func TestWakeAsksForAsManyReplicasAsAreHeld(t *testing.T) {
 		for range 25 {
 			go p.proxy.serve(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil), fn, true)
 		}
-		time.Sleep(4 * time.Second)
+		time.Sleep(4 * time.Second) //nolint:forbidigo // in a synctest bubble
 		p.proxy.wakers.Wait()
 		// The first patch goes out with whoever came first; the slow repetition asks for all of them.
 		if len(got) != 2 || got[1] != 3 {
@@ -168,7 +168,7 @@ func TestQueueFull(t *testing.T) {
 			first := make(chan struct{})
 			go func() {
 				defer close(first)
-				_, _ = http.DefaultTransport.RoundTrip(newRequest(t, http.MethodGet, url, nil).WithContext(ctx))
+				_, _ = http.DefaultTransport.RoundTrip(newRequest(t, http.MethodGet, url, nil).WithContext(ctx)) //nolint:bodyclose // it is given up
 			}()
 			eventually(t, "one is held", func() bool { return held(fn) == 1 })
 			got := get(t, url)

@@ -254,7 +254,8 @@ func (l layout) writeShellFiles() error {
 func (l layout) kubectlScript() []byte {
 	return fmt.Appendf(nil, `#!/bin/sh
 # kubectl for the test cluster %[1]s, from inside or outside of its network namespace.
-KUBECONFIG=${KUBECONFIG:-%[2]s}
+# Whatever cluster the shell is set up for, this is for this one.
+KUBECONFIG=%[2]s
 export KUBECONFIG
 if [ ! -e %[3]s ]; then
 	echo "kubectl: the test cluster %[1]s is not up" >&2
