@@ -7,8 +7,10 @@ import (
 	"go/token"
 	"io/fs"
 	"maps"
+	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -80,6 +82,35 @@ func TestImportTableNamesNothingThatIsGone(t *testing.T) {
 		if !slices.ContainsFunc(slices.Collect(maps.Keys(dirs)), func(dir string) bool { return match(pkg, dir) }) {
 			t.Errorf("the import table names %s, which does not exist", pkg)
 		}
+	}
+}
+
+// Every metric that the code names is explained in docs/operations.md.
+func TestMetricsAreDocumented(t *testing.T) {
+	root := filepath.Join("..", "..")
+	doc, err := os.ReadFile(filepath.Join(root, "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := regexp.MustCompile(`"(sluice_[a-z_]+)"`)
+	found := 0
+	for _, f := range goFiles(t) {
+		if strings.HasPrefix(f.name, "test/") || strings.HasSuffix(f.name, "_test.go") {
+			continue
+		}
+		source, err := os.ReadFile(filepath.Join(root, f.name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range name.FindAllSubmatch(source, -1) {
+			found++
+			if !strings.Contains(string(doc), "`"+string(m[1])+"`") {
+				t.Errorf("%s: metric %s is not in docs/operations.md", f.name, m[1])
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("found no metric in the code: the test is wrong")
 	}
 }
 
