@@ -225,6 +225,9 @@ func (l layout) runDir() string { return "/run/" + l.name }
 // netnsPath is the file that names the network namespace.
 func (l layout) netnsPath() string { return "/run/netns/" + l.name }
 
+// kubeletDir is kubelet's root. It makes sockets below it, and a state directory's path may be too long for them.
+func (l layout) kubeletDir() string { return "/var/lib/" + l.name }
+
 // containerdSocket is where containerd listens.
 func (l layout) containerdSocket() string { return filepath.Join(l.runDir(), "containerd.sock") }
 

@@ -34,8 +34,8 @@ func fullOptions(t *testing.T) Options {
 	if err := checkHost(); err != nil {
 		t.Fatal(err) // with the remedy
 	}
-	// Not t.TempDir: its path is too long for sockets, and a failed Down must not be hidden by its removal.
-	dir, err := os.MkdirTemp("", "sluice-test-") //nolint:usetesting // see above
+	// Not t.TempDir: a failed Down must not be hidden by its removal. The path is longer than a socket's may be.
+	dir, err := os.MkdirTemp("", "sluice-test-"+strings.Repeat("long", 20)) //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +308,7 @@ func checkNothingLeft(t *testing.T, c *Cluster) {
 		}
 	}
 	for _, pattern := range []string{
-		"/run/netns/" + c.name, "/run/" + c.name, "/sys/fs/cgroup/" + c.name, "/sys/fs/cgroup/*/" + c.name,
+		"/run/netns/" + c.name, "/run/" + c.name, "/var/lib/" + c.name, "/sys/fs/cgroup/" + c.name, "/sys/fs/cgroup/*/" + c.name,
 		"/var/lib/cni/results/" + c.name + "-*",
 	} {
 		found, err := filepath.Glob(pattern)

@@ -38,7 +38,7 @@ func (l layout) downNode(ctx context.Context, log io.Writer, rec *record) error 
 		return err
 	}
 	// Before any removal: RemoveAll would descend into what is mounted.
-	if err := unmountBelow(ctx, l.dir, l.runDir()); err != nil {
+	if err := unmountBelow(ctx, l.dir, l.runDir(), l.kubeletDir()); err != nil {
 		return err
 	}
 	// The namespace goes with its last reference; its interfaces (the pods' veths) go with it.
@@ -52,8 +52,10 @@ func (l layout) downNode(ctx context.Context, log io.Writer, rec *record) error 
 	}
 	l.removeShimSockets()
 	l.removeStrays()
-	if err := os.RemoveAll(l.runDir()); err != nil {
-		return fmt.Errorf("removing the run directory: %w", err)
+	for _, dir := range []string{l.runDir(), l.kubeletDir()} {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("removing %s: %w", dir, err)
+		}
 	}
 	return nil
 }

@@ -6,21 +6,15 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 )
-
-// maxDir bounds the length of the state directory's path, below which kubelet makes sockets: the path of a socket has 107
-// bytes at most.
-const maxDir = 64
 
 // startFull attaches to the full cluster, or brings it up anew.
 func startFull(ctx context.Context, opts Options, l layout) (*Cluster, error) {
 	if err := checkHost(); err != nil {
 		return nil, err
-	}
-	if len(l.dir) > maxDir {
-		return nil, fmt.Errorf("the state directory's path has %d bytes and may have %d at most, because of the sockets below it: %s", len(l.dir), maxDir, l.dir)
 	}
 	c := &Cluster{layout: l, netns: l.name, log: opts.Log}
 	var inside bool
@@ -223,8 +217,8 @@ func (l layout) kubelet() program {
 		"--kubeconfig=" + l.state("kubeconfigs", "node"),
 		"--hostname-override=" + nodeName,
 		"--node-ip=" + nodeIP,
-		"--root-dir=" + l.state("kubelet"),
-		"--cert-dir=" + l.state("kubelet", "pki"),
+		"--root-dir=" + l.kubeletDir(),
+		"--cert-dir=" + filepath.Join(l.kubeletDir(), "pki"),
 	}}
 }
 
