@@ -30,8 +30,11 @@ type sample struct {
 	Time time.Time
 	// Polled is when the poll that brought the value began, by our own clock.
 	Polled time.Time
-	// Unknown says in words why there is no value.
+	// Unknown says in words why there is no value, if the API says so.
 	Unknown string
+	// ReadError says in words why the last read failed, if it did. That says nothing about the value: the one before
+	// it stays known until it is too old.
+	ReadError string
 }
 
 // observed is the world as one reconcile saw it.
@@ -451,19 +454,27 @@ func (l *look) inputs() []input {
 	return all
 }
 
+// notRead says that no read of a metric has ended yet.
+const notRead = "not read yet"
+
 // read gives the value of a metric with its age, or why it is unknown.
 func read(now time.Time, name string, samples map[string]sample) input {
 	s, ok := samples[name]
 	in := input{Name: name, Value: s.Value, Age: now.Sub(s.Time)}
 	switch {
 	case !ok:
-		in.Unknown = "not read yet"
+		in.Unknown = notRead
 	case s.Unknown != "":
 		in.Unknown = s.Unknown
+	case s.ReadError != "" && s.Polled.IsZero():
+		in.Unknown = s.ReadError // there was never a value
 	case in.Age > maxAge:
 		in.Unknown = fmt.Sprintf("the last value is more than %s old", maxAge)
 	case in.Age < -maxAge:
 		in.Unknown = fmt.Sprintf("the value's time is more than %s ahead of the scaler's; compare the nodes' clocks", maxAge)
+	}
+	if in.Unknown != "" && s.ReadError != "" && in.Unknown != s.ReadError {
+		in.Unknown += "; the last read failed: " + s.ReadError
 	}
 	// A clock a little ahead, or rounding, must not show as a negative age.
 	in.Age = max(in.Age, 0)

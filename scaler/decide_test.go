@@ -33,9 +33,9 @@ type scenario struct {
 //	restart
 //	    the scaler starts anew: its memory is gone.
 //	look t=D [replicas=N] [ready=(uid,...)] [activators=N] [gate=in|out] [has-gate=BOOL]
-//	    [idle=SECONDS] [rps=N] [inflight=N] [unknown=METRIC] [proven] [unproven=WHY] [held=WHY] [recorded=PHASE] [refused]
+//	    [idle=SECONDS] [rps=N] [inflight=N] [unknown=METRIC] [failed] [proven] [unproven=WHY] [held=WHY] [recorded=PHASE] [refused]
 //	    decide at time t. A metric that is given was observed and polled at t. refused lets the write of zero fail, as
-//	    it does when somebody scaled meanwhile.
+//	    it does when somebody scaled meanwhile; failed is a poll whose reads failed.
 func TestDecide(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		var s *scenario
@@ -137,6 +137,11 @@ func (s *scenario) look(t *testing.T, d *datadriven.TestData) string {
 			last := s.seen.Samples[arg.Vals[0]]
 			last.Unknown = "no activator was scraped"
 			s.seen.Samples[arg.Vals[0]] = last
+		case "failed":
+			for name, last := range s.seen.Samples {
+				last.ReadError = "context deadline exceeded"
+				s.seen.Samples[name] = last
+			}
 		case "proven":
 			s.seen.ProvenAt = now
 		case "unproven":

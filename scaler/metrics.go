@@ -121,7 +121,7 @@ func (p *poller) healthy() error {
 	return nil
 }
 
-// read is the answer to one list call.
+// answer is the answer to one list call.
 type answer struct {
 	namespace, metric string
 	samples           map[types.NamespacedName]sample
@@ -207,8 +207,8 @@ func (p *poller) remember(begin time.Time, answers []answer) []question {
 			case ok:
 				s.Polled = begin
 			case a.err != nil:
-				// The last value stays for those who show it; to decide, it is unknown.
-				s = sample{Value: old.Value, Time: old.Time, Polled: old.Polled, Unknown: words(a.err)}
+				s = old // with its age: see sample.ReadError
+				s.ReadError = words(a.err)
 			default:
 				s = sample{Value: old.Value, Time: old.Time, Polled: old.Polled, Unknown: old.Unknown}
 				if old.Unknown == "" {

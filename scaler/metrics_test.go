@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -154,7 +155,7 @@ func TestPollReadsOnlyWhatIsAwake(t *testing.T) {
 	}
 }
 
-// Absent or failed is unknown at once, with the API's own words; asked for by name once, not at every poll.
+// What the API does not list is unknown at once, with its own words; asked for by name once, not at every poll.
 func TestPollUnknown(t *testing.T) {
 	api := &fakeAPI{at: time.Now(), values: map[string]string{
 		"default/hello/requests_per_second": "2", "default/hello/idle_seconds": "70",
@@ -185,16 +186,50 @@ func TestPollUnknown(t *testing.T) {
 		t.Errorf("asked %d times by name, want once per %s", byName, explainInterval)
 	}
 
-	api.set(func(f *fakeAPI) { f.down = true })
-	p.poll(t.Context())
-	if s := p.samples(hello)[v1alpha1.IdleSeconds]; !strings.Contains(s.Unknown, "no adapter is ready") {
-		t.Errorf("API down: got %+v, want its words", s)
-	}
-
-	api.set(func(f *fakeAPI) { f.down = false; f.values["default/hello/requests_per_second"] = "3" })
+	api.set(func(f *fakeAPI) { f.values["default/hello/requests_per_second"] = "3" })
 	p.poll(t.Context())
 	if s := p.samples(hello)[v1alpha1.RequestsPerSecond]; s.Unknown != "" || s.Value != 3 {
 		t.Errorf("back again: got %+v, want 3", s)
+	}
+}
+
+// A read that fails says nothing about the value: the last one stays known until it is too old, as does what the API
+// said of it. Without any, the error's own words say why it is unknown.
+func TestPollFails(t *testing.T) {
+	api := &fakeAPI{at: time.Now(), values: map[string]string{"default/hello/idle_seconds": "70"}, down: true}
+	p, _ := newTestPoller(t, api)
+	p.track(hello, proxiedInterest())
+	p.poll(t.Context())
+	in := read(time.Now(), v1alpha1.IdleSeconds, p.samples(hello))
+	if want := "no adapter is ready"; in.Unknown != want {
+		t.Errorf("before the first value: unknown %q, want %q", in.Unknown, want)
+	}
+
+	api.set(func(f *fakeAPI) { f.down = false })
+	p.poll(t.Context())
+	before := p.samples(hello)[v1alpha1.IdleSeconds]
+	if before.ReadError != "" {
+		t.Errorf("after a read: %+v, want its failures forgotten", before)
+	}
+	api.set(func(f *fakeAPI) { f.down = true })
+	p.poll(t.Context())
+	after := p.samples(hello)
+	if s := after[v1alpha1.IdleSeconds]; s.Value != 70 || !s.Time.Equal(before.Time) || !s.Polled.Equal(before.Polled) {
+		t.Errorf("got %+v, want the value, its time and its poll as before: %+v", s, before)
+	}
+	if in := read(time.Now(), v1alpha1.IdleSeconds, after); in.Unknown != "" {
+		t.Errorf("one failed read made the value unknown: %s", in)
+	}
+	want := "the last value is more than 10s old; the last read failed: no adapter is ready"
+	if in := read(before.Time.Add(maxAge+time.Second), v1alpha1.IdleSeconds, after); in.Unknown != want {
+		t.Errorf("too old: unknown %q, want %q", in.Unknown, want)
+	}
+	rate := read(time.Now(), v1alpha1.RequestsPerSecond, after).Unknown
+	if !strings.HasPrefix(rate, "requests_per_second is unknown: pod hello-1 answered 500; the last read failed") {
+		t.Errorf("what the API called unknown became %q", rate)
+	}
+	if got := testutil.ToFloat64(p.metrics.pollFailures.WithLabelValues(v1alpha1.IdleSeconds)); got != 2 {
+		t.Errorf("%v failures counted, want 2", got)
 	}
 }
 
@@ -210,8 +245,8 @@ func TestPollSurvivesAnAPIThatHangs(t *testing.T) {
 	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("the poll took %s, want about 50ms", took)
 	}
-	if s := p.samples(hello)[v1alpha1.IdleSeconds]; s.Unknown == "" {
-		t.Errorf("got %+v, want unknown", s)
+	if in := read(time.Now(), v1alpha1.IdleSeconds, p.samples(hello)); !strings.Contains(in.Unknown, "deadline") {
+		t.Errorf("got %s, want unknown in the error's words", in)
 	}
 }
 
