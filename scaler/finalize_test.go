@@ -142,7 +142,7 @@ func TestDeletionIsBounded(t *testing.T) {
 	t.Run("the namespace goes, and with it the gate's slice", func(t *testing.T) {
 		inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
 			s.deleteAsleep("hello")
-			if err := s.Delete(s.Context(), get[discoveryv1.EndpointSlice](s, "sluice-hello-gate")); err != nil {
+			if err := s.Delete(s.Context(), get[discoveryv1.EndpointSlice](s, "sluice-hello.gate")); err != nil {
 				s.Fatal(err)
 			}
 			s.refuse = func(verb string, obj client.Object) error {

@@ -57,6 +57,13 @@ type gatePort struct {
 	Gate    int32
 }
 
+// Names of EndpointSlices are OwnedName and these suffixes. Names of Functions have no dots, so that no slice of one
+// has the name of another's.
+const (
+	gateSuffix = ".gate" // of those in the function's own Service
+	ipv6Suffix = ".ipv6"
+)
+
 // renderSlices are the EndpointSlices that lead service, the name of a Service of fn, to the gate: one for each IP
 // family in which activators are ready and that the Service has. name is that of the IPv4 slice.
 func renderSlices(fn *v1alpha1.Function, name, service string, families []corev1.IPFamily, port gatePort,
@@ -69,7 +76,7 @@ func renderSlices(fn *v1alpha1.Function, name, service string, families []corev1
 		name   string
 	}{
 		{corev1.IPv4Protocol, discoveryv1.AddressTypeIPv4, name},
-		{corev1.IPv6Protocol, discoveryv1.AddressTypeIPv6, name + "-ipv6"},
+		{corev1.IPv6Protocol, discoveryv1.AddressTypeIPv6, name + ipv6Suffix},
 	} {
 		if len(families) > 0 && !slices.Contains(families, f.family) {
 			continue

@@ -257,7 +257,7 @@ func (r *Reconciler) observeGate(ctx context.Context, w *world) error {
 		return err
 	}
 	for _, s := range found {
-		if s.Name == w.fn.OwnedName() || s.Name == w.fn.OwnedName()+"-ipv6" {
+		if s.Name == w.fn.OwnedName() || s.Name == w.fn.OwnedName()+ipv6Suffix {
 			w.proxiedSlices = append(w.proxiedSlices, s)
 		} else {
 			w.gateSlices = append(w.gateSlices, s)

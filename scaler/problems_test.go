@@ -128,7 +128,7 @@ func TestNoActivator(t *testing.T) {
 		// Another activator: the gate's endpoints follow, also of a function that sleeps.
 		change(3)
 		s.reconcile("hello")
-		s.wrote("update *v1.EndpointSlice sluice-hello-gate")
+		s.wrote("update *v1.EndpointSlice sluice-hello.gate")
 		if got := len(s.gated("hello")); got != 3 {
 			s.Errorf("%d endpoints, want 3", got)
 		}
@@ -150,8 +150,8 @@ func TestServiceNameChanges(t *testing.T) {
 		s.writes = nil
 		change(s, "hello", func(fn *v1alpha1.Function) { fn.Spec.Traffic.Service.Name = "web" })
 		s.reconcile("hello")
-		s.wrote("delete *v1.EndpointSlice sluice-hello-gate", "create *v1.EndpointSlice sluice-hello-gate")
-		if got := get[discoveryv1.EndpointSlice](s, "sluice-hello-gate").Labels[discoveryv1.LabelServiceName]; got != "web" {
+		s.wrote("delete *v1.EndpointSlice sluice-hello.gate", "create *v1.EndpointSlice sluice-hello.gate")
+		if got := get[discoveryv1.EndpointSlice](s, "sluice-hello.gate").Labels[discoveryv1.LabelServiceName]; got != "web" {
 			s.Errorf("the slice is of Service %q, want web", got)
 		}
 	})
@@ -227,6 +227,46 @@ func TestGatePortsExhausted(t *testing.T) {
 		s.reconcile("fn-10")
 		if got := s.function("fn-10").Status.Gate; got == nil || got.Port != 20004 {
 			s.Errorf("gate %+v, want port 20004", got)
+		}
+	})
+}
+
+// Names of slices end in what no name of a Function can have, so that no two Functions need the same.
+func TestNamesOfSlicesDiffer(t *testing.T) {
+	names := []string{"hello", "hello-gate", "hello-ipv6", "hello-gate-ipv6"}
+	objects := []client.Object{activators(2)}
+	for _, name := range names {
+		objects = append(objects, sleepingWorld(newFunction(name, proxied))[:4]...)
+	}
+	inStory(t, objects, func(s *story) {
+		for range 2 {
+			for _, name := range names {
+				s.reconcile(name)
+			}
+		}
+		for _, name := range names {
+			s.wantCondition(name, "Ready", metav1.ConditionTrue, "Ready")
+			for slice, service := range map[string]string{"sluice-" + name: "sluice-" + name, "sluice-" + name + ".gate": name} {
+				got := get[discoveryv1.EndpointSlice](s, slice)
+				if got == nil || got.Labels[v1alpha1.FunctionLabel] != name || got.Labels[discoveryv1.LabelServiceName] != service {
+					s.Errorf("slice %s: got %+v, want one of function %s for Service %s", slice, got, name, service)
+				}
+			}
+		}
+	})
+}
+
+// The name of the gate's slice is taken by somebody else's. That is not touched, and it is no hot loop.
+func TestNameOfASliceIsTaken(t *testing.T) {
+	taken := newSlice("default", "another")
+	taken.Name = "sluice-hello.gate"
+	inStory(t, sleepingWorld(newFunction("hello"), taken), func(s *story) {
+		if _, err := s.tryReconcile("hello"); err == nil {
+			s.Error("no error, and so no back-off")
+		}
+		s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "WriteFailed", "sluice-hello.gate", "name is taken")
+		if got := get[discoveryv1.EndpointSlice](s, "sluice-hello.gate").Labels[discoveryv1.LabelServiceName]; got != "another" {
+			s.Errorf("the slice is now of Service %q", got)
 		}
 	})
 }

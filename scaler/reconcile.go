@@ -212,7 +212,7 @@ func (r *Reconciler) carryOut(ctx context.Context, w *world, rec *record, d deci
 func (r *Reconciler) ensureGate(ctx context.Context, w *world, in bool) error {
 	var want []*discoveryv1.EndpointSlice
 	if in {
-		want = renderSlices(w.fn, w.fn.OwnedName()+"-gate", w.service.Name, w.service.Spec.IPFamilies, w.gatePort, w.activators)
+		want = renderSlices(w.fn, w.fn.OwnedName()+gateSuffix, w.service.Name, w.service.Spec.IPFamilies, w.gatePort, w.activators)
 	}
 	return r.ensureSlices(ctx, w.fn, w.gateSlices, want, in && len(w.activators) == 0)
 }

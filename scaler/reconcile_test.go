@@ -92,7 +92,7 @@ func TestFunctionSleepsAndWakes(t *testing.T) {
 		s.pass(10 * time.Second)
 		s.metrics("hello", 10*time.Second, 0)
 		s.reconcile("hello")
-		s.wrote("create *v1.EndpointSlice sluice-hello-gate")
+		s.wrote("create *v1.EndpointSlice sluice-hello.gate")
 		if diff := cmp.Diff([]string{"10.244.0.5", "10.244.0.6"}, s.gated("hello")); diff != "" {
 			s.Errorf("gate (-want +got):\n%s", diff)
 		}
@@ -146,7 +146,7 @@ func TestFunctionSleepsAndWakes(t *testing.T) {
 		s.wrote()
 		s.ready("hello", "hello-2")
 		s.reconcile("hello")
-		s.wrote("delete *v1.EndpointSlice sluice-hello-gate")
+		s.wrote("delete *v1.EndpointSlice sluice-hello.gate")
 		if st := s.function("hello").Status; st.Phase != v1alpha1.Active || st.ReadyReplicas != 1 || st.Gate.InPath {
 			s.Errorf("status awake: %+v", st)
 		}
@@ -382,23 +382,6 @@ func TestForeignObjectsAreNotTouched(t *testing.T) {
 	})
 }
 
-// The gate's slice of one function has the name that the Service through the gate of another has. Neither is touched by
-// the other, and it is no hot loop.
-func TestNameOfASliceIsTaken(t *testing.T) {
-	objects := awakeWorld(newFunction("hello-gate", proxied))
-	objects = append(objects, sleepingWorld(newFunction("hello"))[:4]...)
-	inStory(t, objects, func(s *story) {
-		s.reconcile("hello-gate")
-		if _, err := s.tryReconcile("hello"); err == nil {
-			s.Error("no error, and so no back-off")
-		}
-		s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "WriteFailed", "sluice-hello-gate", "name is taken")
-		if got := get[discoveryv1.EndpointSlice](s, "sluice-hello-gate").Labels[v1alpha1.FunctionLabel]; got != "hello-gate" {
-			s.Errorf("the slice is now of function %q", got)
-		}
-	})
-}
-
 func TestForeignHPA(t *testing.T) {
 	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
 		s.metrics("hello", 0, 0)
@@ -426,7 +409,7 @@ func TestForeignHPA(t *testing.T) {
 		// But at zero, which that HPA may write itself, the gate holds.
 		s.scale("hello", 0)
 		s.reconcile("hello")
-		s.wrote("create *v1.EndpointSlice sluice-hello-gate")
+		s.wrote("create *v1.EndpointSlice sluice-hello.gate")
 		if got := get[autoscalingv2.HorizontalPodAutoscaler](s, "mine"); !cmp.Equal(got.Spec, foreign.Spec) {
 			s.Errorf("the user's HorizontalPodAutoscaler was changed: %+v", got.Spec)
 		}

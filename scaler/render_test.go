@@ -165,16 +165,16 @@ func TestRenderSlices(t *testing.T) {
 		ready    []activator
 		want     []string
 	}{
-		{"one for each family that both have", []corev1.IPFamily{"IPv4", "IPv6"}, both, []string{"sluice-hello-gate", "sluice-hello-gate-ipv6"}},
-		{"none for a family that the Service has not", []corev1.IPFamily{"IPv4"}, both, []string{"sluice-hello-gate"}},
-		{"none for a family without activators", []corev1.IPFamily{"IPv4", "IPv6"}, both[1:], []string{"sluice-hello-gate-ipv6"}},
-		{"all when the Service does not say", nil, both, []string{"sluice-hello-gate", "sluice-hello-gate-ipv6"}},
+		{"one for each family that both have", []corev1.IPFamily{"IPv4", "IPv6"}, both, []string{"sluice-hello.gate", "sluice-hello.gate.ipv6"}},
+		{"none for a family that the Service has not", []corev1.IPFamily{"IPv4"}, both, []string{"sluice-hello.gate"}},
+		{"none for a family without activators", []corev1.IPFamily{"IPv4", "IPv6"}, both[1:], []string{"sluice-hello.gate.ipv6"}},
+		{"all when the Service does not say", nil, both, []string{"sluice-hello.gate", "sluice-hello.gate.ipv6"}},
 		{"none without activators", nil, nil, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var names []string
-			for _, s := range renderSlices(newFunction("hello"), "sluice-hello-gate", "hello", tt.families, port, tt.ready) {
+			for _, s := range renderSlices(newFunction("hello"), "sluice-hello.gate", "hello", tt.families, port, tt.ready) {
 				names = append(names, s.Name)
 			}
 			if diff := cmp.Diff(tt.want, names); diff != "" {
@@ -184,10 +184,10 @@ func TestRenderSlices(t *testing.T) {
 	}
 
 	fn := newFunction("hello")
-	got := renderSlices(fn, "sluice-hello-gate", "hello", []corev1.IPFamily{"IPv4"}, port, both)[0]
+	got := renderSlices(fn, "sluice-hello.gate", "hello", []corev1.IPFamily{"IPv4"}, port, both)[0]
 	want := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "default", Name: "sluice-hello-gate",
+			Namespace: "default", Name: "sluice-hello.gate",
 			Labels: map[string]string{
 				"kubernetes.io/service-name": "hello", "endpointslice.kubernetes.io/managed-by": "gate.sluice.dev", "sluice.dev/function": "hello",
 			},

@@ -43,7 +43,7 @@ type story struct {
 	r      *Reconciler
 	proofs scripted
 	events chan string
-	// writes since the last call of wrote: "create *v1.EndpointSlice sluice-hello-gate", "scale hello 1 -> 0".
+	// writes since the last call of wrote: "create *v1.EndpointSlice sluice-hello.gate", "scale hello 1 -> 0".
 	writes []string
 	// stale, if set, is the Deployment as the cache shows it.
 	stale *appsv1.Deployment
@@ -336,7 +336,7 @@ func (s *story) metrics(name string, idle time.Duration, rps float64) {
 // gated tells which endpoints the gate's slice in the own Service has; nil when there is none.
 func (s *story) gated(name string) []string {
 	s.Helper()
-	return addresses(get[discoveryv1.EndpointSlice](s, "sluice-"+name+"-gate"))
+	return addresses(get[discoveryv1.EndpointSlice](s, "sluice-"+name+".gate"))
 }
 
 func addresses(slice *discoveryv1.EndpointSlice) []string {
