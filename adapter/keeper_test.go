@@ -276,3 +276,7 @@ func TestFirstWaitsForTheAPIServer(t *testing.T) {
 		}
 	})
 }
+
+func pemOf(cert *x509.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
+}

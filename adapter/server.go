@@ -9,9 +9,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/apiserver/pkg/endpoints"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	endpointmetrics "k8s.io/apiserver/pkg/endpoints/metrics"
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
@@ -29,6 +31,7 @@ import (
 	apiservermetrics "sigs.k8s.io/custom-metrics-apiserver/pkg/apiserver/metrics"
 	openapicore "sigs.k8s.io/custom-metrics-apiserver/pkg/generated/openapi/core"
 	openapicustommetrics "sigs.k8s.io/custom-metrics-apiserver/pkg/generated/openapi/custommetrics"
+	"sigs.k8s.io/custom-metrics-apiserver/pkg/provider"
 )
 
 // newServer builds the generic API server, and listens. It is what the library's own builder does, without its
@@ -57,8 +60,27 @@ func newServer(o Options) (*apiserver.CustomMetricsAdapterServer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("API server: %w", err)
 	}
+	if err := installDiscovery(server.GenericAPIServer); err != nil {
+		return nil, err
+	}
 	installMetrics(server.GenericAPIServer, o.Registry)
 	return server, nil
+}
+
+// installDiscovery makes the aggregated form of discovery list the metrics, which the library leaves out of it: the
+// aggregation layer asks for that form first, and would show the group without resources.
+func installDiscovery(s *genericapiserver.GenericAPIServer) error {
+	metrics := provider.NewCustomMetricResourceLister(functionMetrics{}).ListAPIResources()
+	resources, err := endpoints.ConvertGroupVersionIntoToDiscovery(metrics)
+	if err != nil {
+		return fmt.Errorf("aggregated discovery: %w", err)
+	}
+	for _, version := range apiserver.Scheme.PrioritizedVersionsForGroup(custommetrics.SchemeGroupVersion.Group) {
+		s.AggregatedDiscoveryGroupManager.AddGroupVersion(version.Group, apidiscoveryv2.APIVersionDiscovery{
+			Version: version.Version, Resources: resources, Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent,
+		})
+	}
+	return nil
 }
 
 // applyOptions fills in config from the library's options.
