@@ -58,7 +58,7 @@ func conditions(now time.Time, w *world, d decision, samples map[string]sample, 
 	} else {
 		set(v1alpha1.ConditionReady, metav1.ConditionTrue, "Ready", "workload and gate are set up")
 	}
-	status, reason, message := scalingActive(w)
+	status, reason, message := scalingActive(w, d)
 	set(v1alpha1.ConditionScalingActive, status, reason, message)
 
 	status, reason, message = metricsAvailable(now, w.fn, samples, trackedSince)
@@ -77,13 +77,13 @@ func conditions(now time.Time, w *world, d decision, samples map[string]sample, 
 	return next
 }
 
-func scalingActive(w *world) (status metav1.ConditionStatus, reason, message string) {
+func scalingActive(w *world, d decision) (status metav1.ConditionStatus, reason, message string) {
 	names, _ := scaleMetrics(w.fn)
 	p := w.first(v1alpha1.ConditionScalingActive)
 	switch {
 	case p == nil && (w.loses || w.workload == nil):
 		p = w.first(v1alpha1.ConditionReady)
-	case p == nil && w.replicas() == 0 && w.fn.Spec.Scale.MinReplicas > 0:
+	case p == nil && d.To == 0 && w.fn.Spec.Scale.MinReplicas > 0:
 		// The HorizontalPodAutoscaler takes a zero for "hands off".
 		p = &problem{Reason: "ZeroReplicas", Message: fmt.Sprintf("Deployment %s is at 0 replicas below spec.scale.minReplicas %d, "+
 			"which suspends scaling; send the function a request or scale it to 1", w.fullName(w.fn.WorkloadName()), w.fn.Spec.Scale.MinReplicas)}

@@ -11,8 +11,6 @@ import (
 )
 
 const (
-	// maxAge is the age past which a value is unknown, and how far ahead of ours an adapter's clock may be.
-	maxAge = 10 * time.Second
 	// settle is how long endpoints may lag behind a scale to zero. Within it, a pod that was ready before the zero is
 	// not taken for one that woke: its readiness may be an old one.
 	settle = 5 * time.Second
@@ -22,20 +20,6 @@ const (
 	firstBackOff = 5 * time.Second
 	maxBackOff   = 5 * time.Minute
 )
-
-// sample is the last value of a metric, or why there is none.
-type sample struct {
-	Value float64
-	// Time at which the value was true, by the clock of whoever measured it.
-	Time time.Time
-	// Polled is when the poll that brought the value began, by our own clock.
-	Polled time.Time
-	// Unknown says in words why there is no value, if the API says so.
-	Unknown string
-	// ReadError says in words why the last read failed, if it did. That says nothing about the value: the one before
-	// it stays known until it is too old.
-	ReadError string
-}
 
 // observed is the world as one reconcile saw it.
 type observed struct {
@@ -55,8 +39,12 @@ type observed struct {
 	Samples map[string]sample
 	// Held says in words why the function must not be put to sleep; empty when it may.
 	Held string
-	// Recorded is the phase in the status: all that is left of what an earlier scaler knew.
+	// ForeignHPA is true when somebody else scales the workload.
+	ForeignHPA bool
+	// Recorded is the phase in the status, and Slept true when by the status the scaler was the last to change the
+	// scale, to zero: all that is left of what an earlier scaler knew.
 	Recorded v1alpha1.Phase
+	Slept    bool
 }
 
 // step is where the function is in the order of sleeping and waking.
@@ -178,9 +166,14 @@ func (l *look) gated(does string) string {
 // atZero: whoever wrote the zero, the gate holds the path.
 func (l *look) atZero() {
 	l.d.Inputs = nil // not read while the function sleeps
-	if l.mem.step == asleep || (l.mem.step == unseen && l.seen.Recorded == v1alpha1.Idle) {
+	known := l.mem.step == asleep || (l.mem.step == unseen && l.seen.Recorded == v1alpha1.Idle)
+	switch {
+	case known && l.seen.Slept && !l.fn.MaySleep() && !l.seen.ForeignHPA:
+		l.wake()
+		return
+	case known:
 		l.say(v1alpha1.Idle, true, reasonIdle, "replicas is 0")
-	} else {
+	default:
 		l.say(v1alpha1.Idle, true, reasonZeroReplicas, "replicas became 0 by another hand than this scaler's: %s",
 			l.gated("the gate holds the path"))
 		l.d.Transition = true
@@ -189,6 +182,20 @@ func (l *look) atZero() {
 	if l.mem.step != asleep {
 		l.mem.becomeAsleep(l.now)
 	}
+}
+
+// wake undoes the scaler's own zero, which the spec does not allow any more.
+func (l *look) wake() {
+	why := fmt.Sprintf("spec.scale.minReplicas is now %d: the gate stays in the path until a pod is ready", l.fn.Spec.Scale.MinReplicas)
+	if l.fn.Spec.Traffic == nil {
+		why = "spec.traffic is not set, so that no request can wake it"
+	}
+	l.say(v1alpha1.Waking, true, reasonWaking, "woken, as Sluice put the function to sleep and it may not any more: %s", why)
+	l.d.Wake, l.d.To, l.d.Transition = true, l.fn.AwakeReplicas(1), true
+	if l.mem.step != asleep {
+		l.mem.becomeAsleep(l.now)
+	}
+	l.mem.step = waking // since stays: see fromZero
 }
 
 // first is the first look since the scaler started, at a function with replicas. What an earlier scaler was doing is
@@ -429,56 +436,12 @@ func (l *look) sampledSinceJoin() bool {
 	return !s.Time.Before(l.mem.joined) && s.Time.After(l.mem.idleAtJoin) && s.Polled.After(l.mem.joined)
 }
 
-// required are the metrics that must be known before the function may sleep: those it scales on, and idle_seconds.
-func required(fn *v1alpha1.Function) []string {
-	var names []string
-	for _, m := range fn.Spec.Metrics {
-		switch {
-		case m.RequestRate != nil:
-			names = append(names, v1alpha1.RequestsPerSecond)
-		case m.Concurrency != nil:
-			names = append(names, v1alpha1.RequestsInFlight)
-		}
-	}
-	if fn.MaySleep() {
-		names = append(names, v1alpha1.IdleSeconds)
-	}
-	return names
-}
-
 func (l *look) inputs() []input {
 	var all []input
 	for _, name := range required(l.fn) {
 		all = append(all, read(l.now, name, l.seen.Samples))
 	}
 	return all
-}
-
-// notRead says that no read of a metric has ended yet.
-const notRead = "not read yet"
-
-// read gives the value of a metric with its age, or why it is unknown.
-func read(now time.Time, name string, samples map[string]sample) input {
-	s, ok := samples[name]
-	in := input{Name: name, Value: s.Value, Age: now.Sub(s.Time)}
-	switch {
-	case !ok:
-		in.Unknown = notRead
-	case s.Unknown != "":
-		in.Unknown = s.Unknown
-	case s.ReadError != "" && s.Polled.IsZero():
-		in.Unknown = s.ReadError // there was never a value
-	case in.Age > maxAge:
-		in.Unknown = fmt.Sprintf("the last value is more than %s old", maxAge)
-	case in.Age < -maxAge:
-		in.Unknown = fmt.Sprintf("the value's time is more than %s ahead of the scaler's; compare the nodes' clocks", maxAge)
-	}
-	if in.Unknown != "" && s.ReadError != "" && in.Unknown != s.ReadError {
-		in.Unknown += "; the last read failed: " + s.ReadError
-	}
-	// A clock a little ahead, or rounding, must not show as a negative age.
-	in.Age = max(in.Age, 0)
-	return in
 }
 
 // unknown says which metric is unknown and why; empty when all are known.

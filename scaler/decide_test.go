@@ -30,12 +30,16 @@ type scenario struct {
 //
 //	function [min=N] [idleAfter=D] [rate] [concurrency] [grace=D]
 //	    a new Function and an empty world; the scaler has just started.
+//	respec [min=N] [no-traffic]
+//	    the spec changes.
 //	restart
 //	    the scaler starts anew: its memory is gone.
 //	look t=D [replicas=N] [ready=(uid,...)] [activators=N] [gate=in|out] [has-gate=BOOL]
-//	    [idle=SECONDS] [rps=N] [inflight=N] [unknown=METRIC] [failed] [proven] [unproven=WHY] [held=WHY] [recorded=PHASE] [refused]
+//	    [idle=SECONDS] [rps=N] [inflight=N] [unknown=METRIC] [failed] [proven] [unproven=WHY] [held=WHY] [recorded=PHASE] [slept]
+//	    [foreign-hpa] [refused]
 //	    decide at time t. A metric that is given was observed and polled at t. refused lets the write of zero fail, as
-//	    it does when somebody scaled meanwhile; failed is a poll whose reads failed.
+//	    it does when somebody scaled meanwhile; failed is a poll whose reads failed. slept says that by the status it was
+//	    Sluice that wrote the zero.
 func TestDecide(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		var s *scenario
@@ -43,6 +47,9 @@ func TestDecide(t *testing.T) {
 			switch d.Cmd {
 			case "function":
 				s = newScenario(t, d)
+				return ""
+			case "respec":
+				s.respec(t, d)
 				return ""
 			case "restart":
 				s.mem = memory{}
@@ -83,6 +90,20 @@ func newScenario(t *testing.T, d *datadriven.TestData) *scenario {
 		}
 	}
 	return s
+}
+
+func (s *scenario) respec(t *testing.T, d *datadriven.TestData) {
+	for _, arg := range d.CmdArgs {
+		switch arg.Key {
+		case "min":
+			s.fn.Spec.Scale.MinReplicas = scanReplicas(t, arg)
+		case "no-traffic":
+			s.fn.Spec.Traffic, s.seen.HasGate, s.seen.InPath = nil, false, false
+			s.seen.Held = "spec.traffic is not set"
+		default:
+			d.Fatalf(t, "unknown argument %q", arg.Key)
+		}
+	}
 }
 
 func scanDuration(t *testing.T, arg datadriven.CmdArg) time.Duration {
@@ -150,6 +171,10 @@ func (s *scenario) look(t *testing.T, d *datadriven.TestData) string {
 			s.seen.Held = strings.Join(arg.Vals, " ")
 		case "recorded":
 			s.seen.Recorded = v1alpha1.Phase(arg.Vals[0])
+		case "slept":
+			s.seen.Slept = true
+		case "foreign-hpa":
+			s.seen.ForeignHPA = true
 		case "refused":
 			refused = true
 		default:
@@ -164,11 +189,16 @@ func (s *scenario) look(t *testing.T, d *datadriven.TestData) string {
 	s.checkInvariants(t, d, decided)
 	s.seen.InPath = decided.Gate
 	switch {
-	case decided.Sleep && refused:
+	case (decided.Sleep || decided.Wake) && refused:
 		return render(decided) + "\n(refused)"
 	case decided.Sleep:
 		mem.becomeAsleep(now)
 		s.seen.Replicas = 0
+	case decided.Wake:
+		s.seen.Replicas = decided.To
+	}
+	if decided.Transition {
+		s.seen.Slept = decided.Sleep
 	}
 	s.mem = mem
 	s.seen.Recorded = decided.Phase
@@ -180,6 +210,9 @@ func (s *scenario) checkInvariants(t *testing.T, d *datadriven.TestData, got dec
 	t.Helper()
 	if got.Sleep != (got.Reason == reasonSleeping) || (got.Sleep && (got.To != 0 || got.From == 0)) {
 		t.Errorf("%s: the scaler writes 0 when it puts to sleep, and nothing else: %+v", d.Pos, got)
+	}
+	if got.Wake && (got.From != 0 || got.To < 1 || !s.seen.Slept || s.fn.MaySleep() || s.seen.ForeignHPA) {
+		t.Errorf("%s: the scaler wakes only what it put to sleep and may not sleep: %+v", d.Pos, got)
 	}
 	if s.seen.Replicas == 0 && s.seen.HasGate && !got.Gate {
 		t.Errorf("%s: at zero replicas the gate must be in the path", d.Pos)
@@ -209,7 +242,7 @@ func render(d decision) string {
 	for _, flag := range []struct {
 		on   bool
 		name string
-	}{{d.Sleep, "write"}, {d.Prove, "prove"}, {d.Watch, "watch"}, {d.Transition, "transition"}, {d.Quiet, "quiet"}} {
+	}{{d.Sleep || d.Wake, "write"}, {d.Prove, "prove"}, {d.Watch, "watch"}, {d.Transition, "transition"}, {d.Quiet, "quiet"}} {
 		if flag.on {
 			b.WriteString(", " + flag.name)
 		}

@@ -15,7 +15,7 @@ const (
 	reasonSleeping     = "Sleeping"     // replicas becomes 0
 	reasonSleepAborted = "SleepAborted" // the gate leaves the path again
 	reasonZeroReplicas = "ZeroReplicas" // somebody else wrote 0, the gate joins the path
-	reasonWaking       = "Waking"       // somebody asked for replicas, no pod is ready yet
+	reasonWaking       = "Waking"       // replicas are asked for, no pod is ready yet
 	reasonWoken        = "Woken"        // a pod is ready, the gate leaves the path
 
 	// Why nothing changes.
@@ -52,9 +52,10 @@ type decision struct {
 	Gate bool
 	// Prove asks for a proof that the data path reaches the gate.
 	Prove bool
-	// From and To are the replicas before and after, whoever wrote them. Sleep asks the scaler to write To, which is 0.
-	From, To int32
-	Sleep    bool
+	// From and To are the replicas before and after, whoever wrote them. Sleep asks the scaler to write To, which is
+	// 0; Wake to write To where replicas is 0.
+	From, To    int32
+	Sleep, Wake bool
 
 	// Transition is true when scale or path change; Quiet when the same was said before, so that no Event repeats it.
 	Transition, Quiet bool

@@ -20,6 +20,6 @@
 // sample observed after the gate joined says that nothing came; replicas becomes 0 by a write that is refused if
 // anybody scaled meanwhile. Waking runs the other way: the gate stays until a pod is ready.
 //
-// The scaler is the only writer of 0. It writes no other number of replicas, except to wake the workload of a
-// Function that is being deleted.
+// The scaler is the only writer of 0. It writes no other number of replicas, except to wake what it put to sleep: the
+// workload of a Function that is being deleted, or whose spec does not let it sleep any more.
 package scaler

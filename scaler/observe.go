@@ -344,7 +344,11 @@ func (r *Reconciler) observed(w *world, mem memory) observed {
 		InPath:     w.inPath(),
 		Activators: len(w.activators),
 		Samples:    r.poller.samples(key),
+		ForeignHPA: w.foreignHPA != "",
 		Recorded:   w.fn.Status.Phase,
+	}
+	if last := w.fn.Status.LastDecision; last != nil {
+		seen.Slept = last.Reason == reasonSleeping
 	}
 	seen.Ready, seen.ReadyPods = w.ready()
 	seen.ProvenAt, seen.ProofErr = r.proofs.result(key, mem.joined)

@@ -55,7 +55,8 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, err
 	}
 	if w.workload != nil && behind(w.workload.ResourceVersion, rec.scaleVersion) {
-		// The cache does not show our own scale to zero yet, and would have it that the function wakes already.
+		// The cache does not show our own write of the scale yet. Of one to zero it would have it that the function wakes
+		// already.
 		return reconcile.Result{RequeueAfter: soon}, nil
 	}
 	var result reconcile.Result
@@ -140,7 +141,8 @@ func (r *Reconciler) settleScale(ctx context.Context, w *world, rec *record, see
 		w.problem(v1alpha1.ConditionScalingActive, "WriteFailed", "%s failed: %v; it is tried again", d.Reason, err)
 	}
 	if !done {
-		d.Transition, d.Sleep, d.To, d.Phase, d.Gate = false, false, seen.Replicas, w.fn.Status.Phase, seen.InPath
+		d.Transition, d.Sleep, d.Wake = false, false, false
+		d.To, d.Phase, d.Gate = seen.Replicas, w.fn.Status.Phase, seen.InPath
 		d.Again = soon
 		return d, err
 	}
@@ -193,12 +195,18 @@ func (r *Reconciler) carryOut(ctx context.Context, w *world, rec *record, d deci
 			Address:  hostPort(w.service.Spec.ClusterIP, port),
 		}, mem.joined)
 	}
-	if !d.Sleep {
+	var patch string
+	switch {
+	case d.Sleep:
+		patch = sleepPatch(d.From)
+	case d.Wake:
+		patch = wakePatch(d.To)
+	default:
 		return true, nil
 	}
-	version, err := r.patchScale(ctx, w, sleepPatch(d.From))
+	version, err := r.patchScale(ctx, w, patch)
 	if apierrors.IsInvalid(err) {
-		logr.FromContextOrDiscard(ctx).Info("Sleep put off, somebody scaled meanwhile", "replicas", d.From)
+		logr.FromContextOrDiscard(ctx).Info("Not scaled, somebody else did meanwhile", "reason", d.Reason, "from", d.From, "to", d.To)
 		return false, nil
 	}
 	if err != nil {
@@ -330,11 +338,9 @@ func (r *Reconciler) announce(ctx context.Context, fn *v1alpha1.Function, d deci
 	logr.FromContextOrDiscard(ctx).Info("Transition", "reason", d.Reason, "phase", d.Phase, "from", d.From, "to", d.To,
 		"gateInPath", d.Gate, "why", d.Message())
 	r.metrics.decisions.WithLabelValues(d.Reason).Inc()
-	switch d.Reason {
-	case reasonSleeping, reasonWoken, reasonSleepAborted:
-		if !d.Quiet {
-			r.event(fn, corev1.EventTypeNormal, d.Reason, "Scale", d.Message())
-		}
+	told := d.Wake || d.Reason == reasonSleeping || d.Reason == reasonWoken || d.Reason == reasonSleepAborted
+	if told && !d.Quiet {
+		r.event(fn, corev1.EventTypeNormal, d.Reason, "Scale", d.Message())
 	}
 }
 

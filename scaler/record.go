@@ -30,6 +30,8 @@ type record struct {
 	status        *v1alpha1.FunctionStatus
 	statusVersion string
 	statusAt      time.Time
+	// transition is the last one that was carried out, until the status shows it.
+	transition *v1alpha1.DecisionStatus
 	// trackedSince is since when the function's metrics are read; zero while they are not.
 	trackedSince time.Time
 }

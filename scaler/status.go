@@ -46,10 +46,8 @@ func renderStatus(w *world, rec *record, d decision, samples map[string]sample) 
 	if d.Phase != v1alpha1.Idle || d.Transition {
 		next.Metrics = metricStatuses(d.Time, w.fn, samples, prev.Metrics)
 	}
-	if d.Transition {
-		next.LastDecision = &v1alpha1.DecisionStatus{
-			Time: metav1.NewTime(d.Time), Reason: d.Reason, Message: d.Message(), From: d.From, To: d.To,
-		}
+	if rec.transition != nil {
+		next.LastDecision = rec.transition.DeepCopy()
 	}
 	next.Conditions = conditions(d.Time, w, d, samples, rec.trackedSince, prev.Conditions)
 	return next
@@ -130,6 +128,11 @@ func moved(a, b float64) bool {
 // writeStatus writes the status if it is due, and records Events for conditions that became False.
 func (r *Reconciler) writeStatus(ctx context.Context, w *world, rec *record, d decision, samples map[string]sample) error {
 	prev := &w.fn.Status
+	if d.Transition {
+		rec.transition = &v1alpha1.DecisionStatus{
+			Time: metav1.NewTime(d.Time), Reason: d.Reason, Message: d.Message(), From: d.From, To: d.To,
+		}
+	}
 	next := renderStatus(w, rec, d, samples)
 	due := d.Time.Sub(rec.statusAt) >= statusInterval && isMaterial(prev, next)
 	if !due && !isTransition(prev, next) {
@@ -145,6 +148,7 @@ func (r *Reconciler) writeStatus(ctx context.Context, w *world, rec *record, d d
 	if err := r.patchStatus(ctx, w.fn, rec, next); err != nil {
 		return err
 	}
+	rec.transition = nil
 	for _, c := range failed {
 		r.event(w.fn, corev1.EventTypeWarning, c.Reason, "Reconcile", c.Message)
 	}

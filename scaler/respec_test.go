@@ -1,0 +1,155 @@
+package scaler
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+)
+
+// respec changes the spec of a Function as a user does.
+func (s *story) respec(name string, mutate func(*v1alpha1.FunctionSpec)) {
+	s.Helper()
+	change(s, name, func(fn *v1alpha1.Function) {
+		mutate(&fn.Spec)
+		fn.Generation++
+	})
+}
+
+// neverSleep is a spec that may not sleep.
+func neverSleep(spec *v1alpha1.FunctionSpec) { spec.Scale.MinReplicas = 2 }
+
+// A function that sleeps and may not any more is woken, also by a scaler that did not put it to sleep itself.
+func TestSleeperThatMaySleepNoMore(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.metrics("hello", 0, 0)
+		s.fallAsleep("hello")
+		s.ready("hello")
+		s.respec("hello", neverSleep)
+		s.restart()
+		s.pass(time.Minute)
+		s.reconcile("hello")
+		s.wrote("scale hello 0 -> 2", "update *v2.HorizontalPodAutoscaler sluice-hello")
+		st := s.function("hello").Status
+		if st.Phase != v1alpha1.Waking || st.Replicas != 2 || !st.Gate.InPath || st.LastDecision.Reason != "Waking" ||
+			st.LastDecision.From != 0 || st.LastDecision.To != 2 {
+			s.Errorf("status waking: %+v, last decision %+v", st, st.LastDecision)
+		}
+		s.wantCondition("hello", "ScalingActive", metav1.ConditionTrue, "Scaling")
+		if diff := cmp.Diff([]string{"Waking"}, s.newEvents()); diff != "" {
+			s.Errorf("events (-want +got):\n%s", diff)
+		}
+		s.reconcile("hello")
+		s.wrote()
+		if s.gated("hello") == nil {
+			s.Error("the gate left before a pod was ready")
+		}
+		s.ready("hello", "hello-2")
+		s.reconcile("hello")
+		s.wrote("delete *v1.EndpointSlice sluice-hello.gate")
+		if got := s.function("hello").Status.Phase; got != v1alpha1.Active {
+			s.Errorf("phase %s, want Active", got)
+		}
+	})
+}
+
+func TestSleeperWithoutTraffic(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.metrics("hello", 0, 0)
+		s.fallAsleep("hello")
+		s.respec("hello", func(spec *v1alpha1.FunctionSpec) {
+			spec.Traffic, spec.Metrics, spec.Scale.MinReplicas = nil, nil, 1
+		})
+		s.reconcile("hello")
+		if got := s.replicas("hello"); got != 1 {
+			s.Errorf("%d replicas, want 1", got)
+		}
+		if got := s.function("hello").Finalizers; len(got) != 0 {
+			s.Errorf("finalizers %v, want none: it is awake and has no gate", got)
+		}
+	})
+}
+
+// That Sluice wrote the zero gets into the status in the end, however often the write of that fails.
+func TestSleepIsOnRecord(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.metrics("hello", 0, 0)
+		slept := false
+		s.refuse = func(verb string, _ client.Object) error {
+			slept = slept || verb == "scale"
+			if slept && verb == "status" {
+				return errors.New("etcd leader changed")
+			}
+			return nil
+		}
+		s.reconcile("hello")
+		s.pass(10 * time.Second)
+		s.metrics("hello", 10*time.Second, 0)
+		s.reconcile("hello")
+		s.reconcile("hello")
+		s.proofs <- nil
+		s.reconcile("hello")
+		s.pass(2 * time.Second)
+		s.metrics("hello", 12*time.Second, 0)
+		for range 2 {
+			if _, err := s.tryReconcile("hello"); err == nil {
+				s.Fatal("the status could not be written, and that is no error")
+			}
+		}
+		s.refuse = nil
+		s.reconcile("hello")
+		if d := s.function("hello").Status.LastDecision; d.Reason != "Sleeping" || d.From != 1 || d.To != 0 {
+			s.Errorf("last decision %+v, want Sleeping from 1 to 0", d)
+		}
+	})
+}
+
+func TestZeroThatIsLeftAlone(t *testing.T) {
+	t.Run("by another hand", func(t *testing.T) {
+		inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+			s.reconcile("hello")
+			s.respec("hello", neverSleep)
+			s.scale("hello", 0)
+			s.reconcile("hello")
+			s.pass(time.Minute)
+			s.reconcile("hello")
+			if got := s.replicas("hello"); got != 0 {
+				s.Errorf("%d replicas, want 0", got)
+			}
+			s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "ZeroReplicas", "minReplicas 2")
+		})
+	})
+	others := map[string]client.Object{
+		"beside a foreign HorizontalPodAutoscaler": &autoscalingv2.HorizontalPodAutoscaler{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "mine"},
+			Spec: autoscalingv2.HorizontalPodAutoscalerSpec{
+				ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{Kind: "Deployment", Name: "hello"},
+			},
+		},
+		"of a workload that an older Function has": newFunction("aaa", func(fn *v1alpha1.Function) {
+			fn.Spec.WorkloadRef = &v1alpha1.WorkloadRef{Name: "hello"}
+		}),
+	}
+	for name, other := range others {
+		t.Run(name, func(t *testing.T) {
+			inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+				s.metrics("hello", 0, 0)
+				s.fallAsleep("hello")
+				if err := s.Create(s.Context(), other); err != nil {
+					s.Fatal(err)
+				}
+				s.respec("hello", neverSleep)
+				s.reconcile("hello")
+				if got := s.replicas("hello"); got != 0 {
+					s.Errorf("%d replicas, want 0", got)
+				}
+			})
+		})
+	}
+}
