@@ -309,7 +309,7 @@ func TestStatusIsWrittenSparingly(t *testing.T) {
 		s.wroteNothing()
 		s.metrics("hello", 0, 0.001)
 		s.reconcile("hello")
-		if len(s.writes) != 1 || rate() != "1m" {
+		if len(s.writes) != 1 || rate() != "0" {
 			s.Errorf("almost to zero: writes %q, shown %s", s.writes, rate())
 		}
 	})

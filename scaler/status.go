@@ -43,7 +43,9 @@ func renderStatus(w *world, rec *record, d decision, samples map[string]sample) 
 	case next.Gate != nil:
 		next.Gate.InPath = d.Gate && (len(w.activators) > 0 || len(w.gateSlices) > 0)
 	}
-	if d.Phase != v1alpha1.Idle || d.Transition {
+	if d.Phase == v1alpha1.Idle {
+		next.Metrics = withoutValues(w.fn, prev.Metrics)
+	} else {
 		next.Metrics = metricStatuses(d.Time, w.fn, samples, prev.Metrics)
 	}
 	if rec.transition != nil {
@@ -70,7 +72,7 @@ func metricStatuses(now time.Time, fn *v1alpha1.Function, samples map[string]sam
 		if in := read(now, name, samples); in.Unknown != "" {
 			m.Unknown = in.Unknown
 		} else {
-			m.Value = resource.NewMilliQuantity(int64(math.Round(in.Value*1000)), resource.DecimalSI)
+			m.Value = shownValue(in.Value)
 			m.ObservedAt = new(metav1.NewTime(samples[name].Time))
 		}
 		if scaled {
@@ -81,6 +83,33 @@ func metricStatuses(now time.Time, fn *v1alpha1.Function, samples map[string]sam
 		}
 	}
 	return all
+}
+
+// withoutValues are the metrics shown of a function that sleeps: none is read, and the last value of a time when it did
+// not sleep would be taken for one of now.
+func withoutValues(fn *v1alpha1.Function, prev []v1alpha1.MetricStatus) []v1alpha1.MetricStatus {
+	var all []v1alpha1.MetricStatus
+	_, targets := scaleMetrics(fn)
+	for _, name := range shown {
+		m := v1alpha1.MetricStatus{Name: name}
+		target, scaled := targets[name]
+		if scaled {
+			m.Target = new(target)
+		}
+		if scaled || slices.ContainsFunc(prev, func(p v1alpha1.MetricStatus) bool { return p.Name == name }) {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+// shownValue rounds a value to what a reader can use: whole numbers from 10 on, one decimal below.
+func shownValue(v float64) *resource.Quantity {
+	milli := int64(math.Round(v)) * 1000
+	if v < 10 {
+		milli = int64(math.Round(v*10)) * 100
+	}
+	return resource.NewMilliQuantity(milli, resource.DecimalSI)
 }
 
 // isTransition tells whether next says something that has to be written at once.
@@ -100,20 +129,29 @@ func isTransition(prev, next *v1alpha1.FunctionStatus) bool {
 
 // isMaterial tells whether a value that is shown has moved enough to be written, if it is due.
 func isMaterial(prev, next *v1alpha1.FunctionStatus) bool {
-	if prev.ReadyReplicas != next.ReadyReplicas || len(prev.Metrics) != len(next.Metrics) {
+	// A function that sleeps has no values, and is not written to for the sake of those that an older status has.
+	if prev.ReadyReplicas != next.ReadyReplicas || (next.Phase != v1alpha1.Idle && valuesMoved(prev.Metrics, next.Metrics)) {
 		return true
 	}
-	for i, m := range next.Metrics {
-		old := prev.Metrics[i]
+	for _, c := range next.Conditions {
+		if old := meta.FindStatusCondition(prev.Conditions, c.Type); old == nil || old.Message != c.Message {
+			return true
+		}
+	}
+	return false
+}
+
+// valuesMoved tells whether next shows a metric more or less than prev, or a value that moved materially.
+func valuesMoved(prev, next []v1alpha1.MetricStatus) bool {
+	if len(prev) != len(next) {
+		return true
+	}
+	for i, m := range next {
+		old := prev[i]
 		if old.Name != m.Name || (old.Value == nil) != (m.Value == nil) || !equality.Semantic.DeepEqual(old.Target, m.Target) {
 			return true
 		}
 		if m.Value != nil && moved(old.Value.AsApproximateFloat64(), m.Value.AsApproximateFloat64()) {
-			return true
-		}
-	}
-	for _, c := range next.Conditions {
-		if old := meta.FindStatusCondition(prev.Conditions, c.Type); old == nil || old.Message != c.Message {
 			return true
 		}
 	}
