@@ -116,7 +116,8 @@ func metricsAvailable(now time.Time, fn *v1alpha1.Function, samples map[string]s
 		if age := now.Sub(samples[name].Time); age <= maxAge && age >= -maxAge {
 			continue
 		}
-		waiting = waiting || now.Sub(trackedSince) < maxAge
+		// Not read yet is not unknown yet: to say so as an Event of every new function would be noise.
+		waiting = waiting || now.Sub(trackedSince) < maxAge || in.Unknown == notRead
 		missing = append(missing, in.String())
 	}
 	switch {

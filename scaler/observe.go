@@ -40,6 +40,8 @@ type world struct {
 	loses bool
 	// noGate says why the gate can not join the own Service; empty when it can.
 	noGate string
+	// missing is true when the workload, or the Service that is wanted, does not exist.
+	missing bool
 	// problems are what is wrong, the worst first.
 	problems []problem
 }
@@ -113,6 +115,7 @@ func (r *Reconciler) observeWorkload(ctx context.Context, w *world) error {
 	err = r.Get(ctx, w.key(name), &d)
 	switch {
 	case apierrors.IsNotFound(err):
+		w.missing = true
 		w.problem(v1alpha1.ConditionReady, "WorkloadMissing",
 			"spec.workloadRef: Deployment %s does not exist; create it or correct the name", w.fullName(name))
 		return nil
@@ -175,6 +178,7 @@ func (r *Reconciler) observeService(ctx context.Context, w *world) error {
 	err := r.Get(ctx, w.key(name), &service)
 	switch {
 	case apierrors.IsNotFound(err):
+		w.missing = true
 		w.gateProblem("ServiceMissing",
 			"spec.traffic.service: Service %s does not exist; create it or correct the name", w.fullName(name))
 		return nil

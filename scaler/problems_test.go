@@ -92,7 +92,9 @@ func TestProblemsNameFieldAndRemedy(t *testing.T) {
 				objects = append(objects, tt.service)
 			}
 			inStory(t, objects, func(s *story) {
-				s.reconcile("hello")
+				for again := s.reconcile("hello").RequeueAfter; again > 0; again = s.reconcile("hello").RequeueAfter {
+					s.pass(again)
+				}
 				s.wantCondition("hello", "Ready", metav1.ConditionFalse, tt.reason, tt.words...)
 				if got := s.condition("hello", "Ready").ObservedGeneration; got != 1 {
 					s.Errorf("observedGeneration %d, want 1", got)
@@ -104,6 +106,57 @@ func TestProblemsNameFieldAndRemedy(t *testing.T) {
 				s.writes = nil
 				s.reconcile("hello")
 				s.wroteNothing()
+			})
+		})
+	}
+}
+
+// Objects that are made together reach the caches of their kinds one after the other. What is missing for a moment only
+// is no news.
+func TestMissingForAMoment(t *testing.T) {
+	const name = "hello"
+	tests := []struct {
+		late   client.Object
+		reason string
+	}{
+		{newService(name), "ServiceMissing"},
+		{newDeployment(name, 1), "WorkloadMissing"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.reason, func(t *testing.T) {
+			objects := []client.Object{newFunction(name), newSlice("default", name, podEndpoints("hello-1")...), activators(1)}
+			for _, other := range tests {
+				if other.reason != tt.reason {
+					objects = append(objects, other.late.DeepCopyObject().(client.Object))
+				}
+			}
+			inStory(t, objects, func(s *story) {
+				if again := s.reconcile(name).RequeueAfter; again <= 0 || again > patience {
+					s.Errorf("look again after %s, want within %s", again, patience)
+				}
+				s.pass(patience / 2)
+				s.reconcile(name)
+				s.wroteNothing()
+				late := tt.late.DeepCopyObject().(client.Object)
+				if err := s.Create(s.Context(), late); err != nil {
+					s.Fatal(err)
+				}
+				s.reconcile(name)
+				s.wantCondition(name, "Ready", metav1.ConditionTrue, "Ready")
+				if got := s.newEvents(); len(got) != 0 {
+					s.Errorf("events %v, want none", got)
+				}
+
+				// It goes for good: that is told, after the same time.
+				if err := s.Delete(s.Context(), late); err != nil {
+					s.Fatal(err)
+				}
+				s.pass(s.reconcile(name).RequeueAfter)
+				s.reconcile(name)
+				s.wantCondition(name, "Ready", metav1.ConditionFalse, tt.reason)
+				if got := s.newEvents(); !slices.Contains(got, tt.reason) {
+					s.Errorf("events %v, want %s", got, tt.reason)
+				}
 			})
 		})
 	}

@@ -20,6 +20,10 @@ import (
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
+// patience is for how long something must be missing before that is believed: objects that are made at the same moment
+// reach the caches of their kinds one after the other.
+const patience = time.Second
+
 // soon is when to look again after a write that somebody else was quicker with.
 const soon = 200 * time.Millisecond
 
@@ -66,6 +70,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	case w.loses:
 		err = r.stepAside(ctx, w, rec)
 	default:
+		if left := rec.wait(w.missing, time.Now()); left > 0 {
+			return reconcile.Result{RequeueAfter: left}, nil
+		}
 		result, err = r.tend(ctx, w, rec)
 	}
 	if someoneWasQuicker(err) {
@@ -156,7 +163,7 @@ func (r *Reconciler) settleScale(ctx context.Context, w *world, rec *record, see
 
 // stepAside takes away what was made for a Function whose workload belongs to an older one.
 func (r *Reconciler) stepAside(ctx context.Context, w *world, rec *record) error {
-	rec.mem = memory{}
+	rec.mem, rec.trackedSince = memory{}, time.Time{}
 	d := decision{Time: time.Now(), From: w.replicas(), To: w.replicas(), Phase: plainPhase(w)}
 	r.poller.forget(w.fn.Key())
 	return errors.Join(

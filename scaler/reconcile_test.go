@@ -319,9 +319,16 @@ func TestUnknownMetricsAreACondition(t *testing.T) {
 	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
 		s.reconcile("hello")
 		s.wantCondition("hello", "MetricsAvailable", metav1.ConditionUnknown, "Waiting")
-		s.pass(11 * time.Second)
+		// Not read is not known to be missing, however long it takes.
+		s.pass(maxAge + time.Second)
 		s.reconcile("hello")
-		s.wantCondition("hello", "MetricsAvailable", metav1.ConditionFalse, "MetricUnknown", "idle_seconds unknown: not read yet")
+		s.wantCondition("hello", "MetricsAvailable", metav1.ConditionUnknown, "Waiting")
+		if got := s.newEvents(); len(got) != 0 {
+			s.Errorf("events %v, want none", got)
+		}
+		s.unknown("hello", "no activator was scraped")
+		s.reconcile("hello")
+		s.wantCondition("hello", "MetricsAvailable", metav1.ConditionFalse, "MetricUnknown", "idle_seconds unknown: no activator was scraped")
 		s.metrics("hello", 0, 1)
 		s.reconcile("hello")
 		s.wantCondition("hello", "MetricsAvailable", metav1.ConditionTrue, "MetricsKnown")

@@ -32,8 +32,22 @@ type record struct {
 	statusAt      time.Time
 	// transition is the last one that was carried out, until the status shows it.
 	transition *v1alpha1.DecisionStatus
+	// missingSince is since when the workload or the Service is missing; zero while both are there.
+	missingSince time.Time
 	// trackedSince is since when the function's metrics are read; zero while they are not.
 	trackedSince time.Time
+}
+
+// wait says how long to wait before it is believed that something is missing; 0 when nothing is, or for long enough.
+func (rec *record) wait(missing bool, now time.Time) time.Duration {
+	if !missing {
+		rec.missingSince = time.Time{}
+		return 0
+	}
+	if rec.missingSince.IsZero() {
+		rec.missingSince = now
+	}
+	return max(patience-now.Sub(rec.missingSince), 0)
 }
 
 // overlay shows our own last status write on a Function that the cache has from before it.

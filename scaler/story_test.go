@@ -333,6 +333,18 @@ func (s *story) metrics(name string, idle time.Duration, rps float64) {
 	}
 }
 
+// unknown lets the metrics API say that it has no value of the function, and why.
+func (s *story) unknown(name, why string) {
+	p := s.r.poller
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	values := map[string]sample{}
+	for _, metric := range polled {
+		values[metric] = sample{Unknown: why}
+	}
+	p.values[types.NamespacedName{Namespace: "default", Name: name}] = values
+}
+
 // gated tells which endpoints the gate's slice in the own Service has; nil when there is none.
 func (s *story) gated(name string) []string {
 	s.Helper()
