@@ -245,7 +245,7 @@ func (r *running) try(path, token string) (int, string) {
 func (r *running) eventually(what string, wrong func() string) {
 	r.t.Helper()
 	var last string
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
 		select {
 		case err := <-r.done:
 			r.done <- err

@@ -98,7 +98,7 @@ func TestOneHangingTargetDelaysNobody(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- c.Run(ctx) }()
-		time.Sleep(10*time.Second - time.Nanosecond)
+		pass(10*time.Second - time.Nanosecond)
 
 		phases := map[time.Duration]bool{}
 		for _, e := range targets {
@@ -146,9 +146,9 @@ func TestTargetsThatGoAreAskedNoMore(t *testing.T) {
 			sink.SetActivators(activators(1))
 			sink.SetFunction(direct, pods)
 			sink.Synced()
-			time.Sleep(10 * time.Second)
+			pass(10 * time.Second)
 			sink.SetFunction(direct, pods[1:])
-			time.Sleep(10 * time.Second)
+			pass(10 * time.Second)
 			sink.DeleteFunction(hello)
 			sink.SetActivators(activators(1)) // unchanged: its loop goes on
 			<-ctx.Done()
@@ -185,7 +185,7 @@ func TestReady(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c, _, _ := newCollector(t, discoveryFunc(func(ctx context.Context, sink Sink) error {
-					time.Sleep(4 * time.Second)
+					pass(4 * time.Second)
 					sink.SetActivators(activators(3))
 					sink.Synced()
 					<-ctx.Done()
@@ -194,11 +194,11 @@ func TestReady(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan error)
 				go func() { done <- c.Run(ctx) }()
-				time.Sleep(4*time.Second + time.Nanosecond)
+				pass(4*time.Second + time.Nanosecond)
 				if err := c.Ready(); err == nil {
 					t.Error("ready before anything was measured")
 				}
-				time.Sleep(time.Second)
+				pass(time.Second)
 				if err := c.Ready(); err != nil {
 					t.Errorf("after one interval: %v", err)
 				}

@@ -43,10 +43,11 @@ func main() {
 	klog.SetLogger(log)
 	ctrllog.SetLogger(log)
 	ctx, stop := signal.NotifyContext(logr.NewContext(context.Background(), log), syscall.SIGTERM, os.Interrupt)
-	defer stop()
-	if err := run(ctx, o, intervals); err != nil {
+	err := run(ctx, o, intervals)
+	stop()
+	if err != nil {
 		log.Error(err, "Adapter ended")
-		os.Exit(1) //nolint:gocritic // what is deferred is the process's own
+		os.Exit(1)
 	}
 }
 

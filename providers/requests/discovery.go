@@ -71,10 +71,7 @@ func (d *Discovery) Run(ctx context.Context, sink providers.Sink) error {
 		namespace = v1alpha1.SystemNamespace
 	}
 	w := newWatcher(watched, namespace, sink)
-	handlers, err := w.watch(ctx, watched)
-	if err != nil {
-		return err
-	}
+	handlers := w.watch(ctx, watched)
 	if !watched.WaitForCacheSync(ctx) || !toolscache.WaitForCacheSync(ctx.Done(), handlers...) {
 		return nil // ctx has ended
 	}
@@ -116,7 +113,7 @@ func newWatcher(reader client.Reader, namespace string, sink providers.Sink) *wa
 }
 
 // watch sets up the indexes and the event handlers, and returns what tells that the handlers have seen everything.
-func (w *watcher) watch(ctx context.Context, watched cache.Cache) ([]toolscache.InformerSynced, error) {
+func (w *watcher) watch(ctx context.Context, watched cache.Cache) []toolscache.InformerSynced {
 	setUp := []func() error{
 		func() error {
 			return watched.IndexField(ctx, &v1alpha1.Function{}, functionsByService, functionService)
@@ -149,12 +146,12 @@ func (w *watcher) watch(ctx context.Context, watched cache.Cache) ([]toolscache.
 			logr.FromContextOrDiscard(ctx).Info("functions or endpoint slices cannot be watched yet", "err", err.Error())
 			select {
 			case <-ctx.Done():
-				return nil, nil
+				return nil
 			case <-time.After(retryWatch):
 			}
 		}
 	}
-	return synced, nil
+	return synced
 }
 
 func functionService(o client.Object) []string {

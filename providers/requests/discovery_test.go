@@ -225,7 +225,7 @@ func (s *story) must(err error, o client.Object) {
 func (s *story) eventually(what string, wrong func() string) {
 	s.t.Helper()
 	var last string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); <-time.After(5 * time.Millisecond) {
 		s.sink.mu.Lock()
 		last = wrong()
 		s.sink.mu.Unlock()

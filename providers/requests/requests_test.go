@@ -272,7 +272,7 @@ func TestMeasure(t *testing.T) {
 			scraper := NewScraper()
 			defer scraper.Close()
 			deadline := 10 * time.Second
-			if tt.is == context.DeadlineExceeded {
+			if errors.Is(tt.is, context.DeadlineExceeded) {
 				deadline = 100 * time.Millisecond
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), deadline)
