@@ -45,6 +45,8 @@ type story struct {
 	events chan string
 	// writes since the last call of wrote: "create *v1.EndpointSlice sluice-hello.gate", "scale hello 1 -> 0".
 	writes []string
+	// granted are the rights of the scaler's ClusterRole.
+	granted []string
 	// stale, if set, is the Deployment as the cache shows it.
 	stale *appsv1.Deployment
 	// refuse fails writes of objects.
@@ -77,7 +79,7 @@ func newStory(t *testing.T, objects []client.Object) *story {
 	if err := v1alpha1.AddToScheme(scheme); err != nil {
 		t.Fatal(err)
 	}
-	s := &story{T: t, proofs: make(scripted), events: make(chan string, 1000)}
+	s := &story{T: t, proofs: make(scripted), events: make(chan string, 1000), granted: rights(t, "ClusterRole")}
 	b := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithStatusSubresource(&v1alpha1.Function{})
 	for name, values := range indexes {
 		b = b.WithIndex(&v1alpha1.Function{}, name, asIndexer(values))
@@ -107,6 +109,11 @@ func (s *story) restart() {
 
 func (s *story) intercept() interceptor.Funcs {
 	note := func(verb string, obj client.Object) error {
+		if verb == "status" {
+			s.authorize("patch", obj, "status")
+		} else {
+			s.authorize(verb, obj, "")
+		}
 		if s.refuse != nil {
 			if err := s.refuse(verb, obj); err != nil {
 				return err
@@ -164,6 +171,7 @@ func (s *story) intercept() interceptor.Funcs {
 // patchScale applies a JSON patch to the scale of a Deployment as the API server does: replicas is omitted at zero, and
 // a test that does not hold is answered by 422.
 func (s *story) patchScale(ctx context.Context, obj client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+	s.authorize("patch", obj, "scale")
 	if s.refuse != nil {
 		if err := s.refuse("scale", obj); err != nil {
 			return err
