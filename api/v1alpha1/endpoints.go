@@ -1,6 +1,9 @@
 package v1alpha1
 
 import (
+	"cmp"
+	"slices"
+
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -28,13 +31,20 @@ func IsGateSlice(slice *discoveryv1.EndpointSlice) bool {
 	return slice.Labels[discoveryv1.LabelManagedBy] == GateManager
 }
 
-// PodEndpoints lists the pods in slices of one Service, the gate's own left out. portName is the name of the Service
-// port, "" for the nameless one. An address that stands in two slices, as it may while the slices are being
-// rebalanced, is listed once, as ready if either says so.
-func PodEndpoints(slices []*discoveryv1.EndpointSlice, portName string) []PodEndpoint {
+// PodEndpoints lists the pods in the EndpointSlices of one Service, the gate's own left out. portName is the name of
+// the Service port, "" for the nameless one. A pod is listed once: as ready if any slice says so, as may differ while
+// slices are being rebalanced; and a dual-stack pod with its IPv4 address, whatever the order of the slices.
+func PodEndpoints(of []*discoveryv1.EndpointSlice, portName string) []PodEndpoint {
+	type identity struct {
+		uid     types.UID
+		address string // where there is no uid
+	}
+	ordered := slices.SortedFunc(slices.Values(of), func(a, b *discoveryv1.EndpointSlice) int {
+		return cmp.Or(cmp.Compare(a.AddressType, b.AddressType), cmp.Compare(a.Name, b.Name))
+	})
 	var pods []PodEndpoint
-	index := map[string]int{}
-	for _, slice := range slices {
+	index := map[identity]int{}
+	for _, slice := range ordered {
 		if IsGateSlice(slice) || slice.AddressType == discoveryv1.AddressTypeFQDN {
 			continue
 		}
@@ -44,14 +54,18 @@ func PodEndpoints(slices []*discoveryv1.EndpointSlice, portName string) []PodEnd
 				continue
 			}
 			pod := podEndpoint(&ep, port)
-			if i, dup := index[pod.Address]; dup {
-				if pod.Ready && !pods[i].Ready {
-					pods[i] = pod
-				}
-				continue
+			id := identity{uid: pod.UID}
+			if pod.UID == "" {
+				id.address = pod.Address
 			}
-			index[pod.Address] = len(pods)
-			pods = append(pods, pod)
+			i, dup := index[id]
+			switch {
+			case !dup:
+				index[id] = len(pods)
+				pods = append(pods, pod)
+			case pod.Ready && !pods[i].Ready:
+				pods[i] = pod
+			}
 		}
 	}
 	return pods
