@@ -86,9 +86,9 @@ func (r *Reconciler) wakeForGood(ctx context.Context, w *world, rec *record) (le
 	}
 	if w.replicas() == 0 {
 		replicas := w.fn.AwakeReplicas(1)
-		version, err := r.patchScale(ctx, w, wakePatch(replicas))
+		version, err := r.patchScale(ctx, w, v1alpha1.WakePatch(replicas))
 		switch {
-		case apierrors.IsInvalid(err), apierrors.IsNotFound(err):
+		case v1alpha1.PatchTestFailed(err), apierrors.IsNotFound(err):
 			// Somebody woke or deleted it; the cache will show it.
 		case err != nil:
 			return 0, err

@@ -202,17 +202,17 @@ func (r *Reconciler) carryOut(ctx context.Context, w *world, rec *record, d deci
 			Address:  hostPort(w.service.Spec.ClusterIP, port),
 		}, mem.joined)
 	}
-	var patch string
+	var patch []byte
 	switch {
 	case d.Sleep:
 		patch = sleepPatch(d.From)
 	case d.Wake:
-		patch = wakePatch(d.To)
+		patch = v1alpha1.WakePatch(d.To)
 	default:
 		return true, nil
 	}
 	version, err := r.patchScale(ctx, w, patch)
-	if apierrors.IsInvalid(err) {
+	if v1alpha1.PatchTestFailed(err) {
 		logr.FromContextOrDiscard(ctx).Info("Not scaled, somebody else did meanwhile", "reason", d.Reason, "from", d.From, "to", d.To)
 		return false, nil
 	}
@@ -234,20 +234,15 @@ func (r *Reconciler) ensureGate(ctx context.Context, w *world, in bool) error {
 
 // sleepPatch scales to zero, if and only if the workload still asks for as many replicas as were seen: a concurrent
 // scale-up wins.
-func sleepPatch(current int32) string {
-	return fmt.Sprintf(`[{"op":"test","path":"/spec/replicas","value":%d},{"op":"replace","path":"/spec/replicas","value":0}]`, current)
-}
-
-// wakePatch scales from zero, if and only if the workload is at zero: the scale subresource omits replicas there.
-func wakePatch(replicas int32) string {
-	return fmt.Sprintf(`[{"op":"test","path":"/spec","value":{}},{"op":"add","path":"/spec/replicas","value":%d}]`, replicas)
+func sleepPatch(current int32) []byte {
+	return fmt.Appendf(nil, `[{"op":"test","path":"/spec/replicas","value":%d},{"op":"replace","path":"/spec/replicas","value":0}]`, current)
 }
 
 // patchScale patches the scale of the workload and returns the resource version that it then has. A test in the patch
-// that does not hold is answered by an Invalid error, and nothing is changed.
-func (r *Reconciler) patchScale(ctx context.Context, w *world, patch string) (version string, err error) {
+// that does not hold is an error of which v1alpha1.PatchTestFailed tells, and nothing is changed.
+func (r *Reconciler) patchScale(ctx context.Context, w *world, patch []byte) (version string, err error) {
 	var scale autoscalingv1.Scale
-	err = r.SubResource("scale").Patch(ctx, w.workload.DeepCopy(), client.RawPatch(types.JSONPatchType, []byte(patch)),
+	err = r.SubResource("scale").Patch(ctx, w.workload.DeepCopy(), client.RawPatch(types.JSONPatchType, patch),
 		client.WithSubResourceBody(&scale))
 	if err != nil {
 		return "", fmt.Errorf("scale of Deployment %s: %w", w.fullName(w.workload.Name), err)

@@ -7,7 +7,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
@@ -56,6 +59,27 @@ func TestSleeperThatMaySleepNoMore(t *testing.T) {
 		if got := s.function("hello").Status.Phase; got != v1alpha1.Active {
 			s.Errorf("phase %s, want Active", got)
 		}
+	})
+}
+
+// A policy that refuses the wake answers 422 as well as a test in the patch that does not match. It is no news of
+// somebody else's scaling, to be tried again at once, but a problem that is told.
+func TestWakeThatAPolicyRefuses(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.metrics("hello", 0, 0)
+		s.fallAsleep("hello")
+		s.respec("hello", neverSleep)
+		s.refuse = func(verb string, obj client.Object) error {
+			if verb != "scale" {
+				return nil
+			}
+			return apierrors.NewInvalid(schema.GroupKind{Group: "apps", Kind: "Deployment"}, obj.GetName(),
+				field.ErrorList{field.Forbidden(field.NewPath("spec"), "the freeze is on")})
+		}
+		if _, err := s.tryReconcile("hello"); err == nil {
+			s.Error("no error, and so no back-off")
+		}
+		s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "WriteFailed", "the freeze is on")
 	})
 }
 
