@@ -39,6 +39,7 @@ test: ## everything: check, integration and, as root, the stories on a real clus
 	@$(MAKE) integration
 	@if [ "$$(id -u)" = 0 ] && [ "$$(uname -s)" = Linux ]; then $(MAKE) e2e; \
 	else \
+	  $(if $(RACE),,echo "NOT RUN: the race detector, which needs a C compiler. Run it with: sudo make unit";) \
 	  echo "NOT RUN: the cluster stories of test/e2e, which need root on Debian. Run them with: sudo make e2e"; \
 	  if [ "$${CI:-}" = true ]; then echo "CI=true: that is a failure."; exit 1; fi; \
 	fi
@@ -46,20 +47,27 @@ test: ## everything: check, integration and, as root, the stories on a real clus
 .PHONY: check
 check: verify lint unit ## what needs no cluster: generated files, lint, unit tests with -race
 
-.PHONY: unit
-unit: ## unit tests with the race detector
-	@command -v gcc >/dev/null || { \
+# The race detector needs a C compiler and libc's headers. Root on Debian installs them; others do without.
+RACE = $(shell command -v gcc >/dev/null && [ -e /usr/include/stdlib.h ] && echo -race)
+
+.PHONY: compiler
+compiler:
+	@if [ -z "$(RACE)" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "The race detector needs a C compiler: installing the Debian packages gcc and libc6-dev."; \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; \
-	  else echo "unit: the race detector needs gcc; install it (Debian: apt-get install gcc libc6-dev)"; exit 1; fi; }
+	    apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; \
+	  else echo "No C compiler: unit tests run without the race detector. (Debian: apt-get install gcc libc6-dev)"; fi; fi
+
+.PHONY: unit
+unit: compiler ## unit tests with the race detector
 	@echo "== unit tests"
-	@for m in $(MODULES); do CGO_ENABLED=1 go -C $$m test -race $(TESTFLAGS) ./...; done
+	@for m in $(MODULES); do CGO_ENABLED=$(if $(RACE),1,0) go -C $$m test $(RACE) $(TESTFLAGS) ./...; done
 
 .PHONY: integration
 integration: ## real etcd, API server and HPA controller on loopback, no node, no root
 	@$(CLUSTER) build -dir $(STATE)
 	@echo "== integration tests"
+	@go -C test/cluster test -count=1 -tags cluster -timeout 5m -run 'TestControlPlane|TestAggregation' $(TESTFLAGS) .
 	@go -C test/e2e test -count=1 -tags integration -timeout 10m $(TESTFLAGS) ./integration -args -state $(STATE)
 
 .PHONY: e2e
@@ -67,6 +75,12 @@ e2e: deploy ## the stories of test/e2e on the test cluster (root, Debian); RUN=r
 	@echo "== stories on the cluster"
 	@go -C test/e2e test -c -tags e2e -o $(BUILD)/e2e.test .
 	@$(INSIDE) $(BUILD)/e2e.test -test.v -test.count=1 -test.timeout 25m $(if $(RUN),-test.run '$(RUN)') -root $(ROOT)
+	$(if $(RUN),,@$(MAKE) cluster-stories)
+
+.PHONY: cluster-stories
+cluster-stories: ## the test cluster itself: up, kill -9 of half of it, down, nothing left (root, Debian)
+	@echo "== stories of the test cluster"
+	@go -C test/cluster test -count=1 -v -tags cluster -timeout 10m -run TestFullCluster .
 
 .PHONY: lint
 lint: ## golangci-lint over every module
@@ -120,14 +134,23 @@ wait-installed:
 	@for d in adapter activator scaler; do $(KUBECTL) -n sluice-system rollout status deployment/sluice-$$d --timeout=180s; done
 	@$(KUBECTL) wait --for=condition=Available --timeout=60s apiservice/v1beta1.custom.metrics.k8s.io apiservice/v1beta2.custom.metrics.k8s.io
 
+# Functions go first, while the scaler is there to wake what sleeps; it waits for a ready pod for as long as the
+# Function's activation.timeout, 10m at most. An APIService that belongs to another adapter stays.
 .PHONY: uninstall
 uninstall: ## the reverse: functions first, so that what sleeps runs again, then everything of Sluice
 	@if $(KUBECTL) get crd functions.sluice.dev >/dev/null 2>&1; then \
 	  echo "Removing every Function; what sleeps is woken first."; \
-	  $(KUBECTL) delete functions.sluice.dev --all --all-namespaces --timeout=180s; \
+	  $(KUBECTL) delete functions.sluice.dev --all --all-namespaces --timeout=660s || { \
+	    echo "uninstall: these Functions are still there; see to their pods, or to the scaler, and run it again:"; \
+	    $(KUBECTL) get functions.sluice.dev --all-namespaces; exit 1; }; \
 	fi
-	$(KUBECTL) delete apiservice v1beta1.custom.metrics.k8s.io v1beta2.custom.metrics.k8s.io --ignore-not-found
-	$(KUBECTL) delete -k $(KUSTOMIZATION) --ignore-not-found --timeout=180s
+	@for v in v1beta1 v1beta2; do \
+	  owner=$$($(KUBECTL) get apiservice $$v.custom.metrics.k8s.io --ignore-not-found -o 'jsonpath={.spec.service.namespace}/{.spec.service.name}'); \
+	  case "$$owner" in sluice-system/sluice-adapter) $(KUBECTL) delete apiservice $$v.custom.metrics.k8s.io;; \
+	  "") ;; *) echo "APIService $$v.custom.metrics.k8s.io belongs to $$owner and stays.";; esac; \
+	done
+	@$(KUBECTL) kustomize $(KUSTOMIZATION) | awk 'BEGIN {RS = "---\n"; ORS = "---\n"} !/kind: APIService/' | \
+	  $(KUBECTL) delete -f - --ignore-not-found --timeout=180s
 
 ##@ The test cluster
 .PHONY: cluster-up

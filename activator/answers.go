@@ -88,8 +88,9 @@ func refuseTimeout(ex *exchange) *refusal {
 	}
 	timeout := fn.object.Load().HoldTimeout()
 	sentence := fmt.Sprintf("the Function %s had no ready pod within %s (spec.activation.timeout)", fn.key, timeout)
-	if err := fn.queue.lastWakeErr(); err != nil {
-		sentence += fmt.Sprintf("; the last attempt to wake it failed: %s", err)
+	if fn.queue.lastWakeErr() != nil {
+		// Not what the API server said: that is for the log, not for strangers.
+		sentence += "; the last attempt to wake it failed, for the reason that the activator's log gives"
 	} else {
 		sentence += fmt.Sprintf("; look at its pods: kubectl -n %s describe deployment %s", fn.key.Namespace, fn.object.Load().WorkloadName())
 	}
@@ -104,15 +105,15 @@ func refuseDial(ex *exchange) *refusal {
 	return &refusal{
 		status: http.StatusBadGateway, outcome: outcomeDialFailed, reason: "DialFailed", function: ex.fn.key.String(),
 		sentence: fmt.Sprintf("no ready pod of the Function %s accepts connections, though Kubernetes calls them ready; "+
-			"give the container a readinessProbe on the port it serves; the last error was: %s", ex.fn.key, ex.dialErr),
+			"give the container a readinessProbe on the port it serves", ex.fn.key),
 	}
 }
 
-func refuseUpstream(ex *exchange, err error) *refusal {
+func refuseUpstream(ex *exchange) *refusal {
 	return &refusal{
 		status: http.StatusBadGateway, outcome: outcomeUpstreamError, reason: "UpstreamError", function: ex.fn.key.String(),
 		sentence: fmt.Sprintf("a pod of the Function %s broke off before it answered; the request was not sent again, because "+
-			"the pod may have acted on it; look at the pod's log; the error was: %s", ex.fn.key, err),
+			"the pod may have acted on it; look at the pod's log", ex.fn.key),
 	}
 }
 

@@ -224,7 +224,8 @@ func (p *proxy) answerError(w http.ResponseWriter, r *http.Request, err error) {
 	case ctx.Err() != nil, errors.Is(err, errClientGone), ex.bodyBroken.Load():
 		ref = refuseClient(ex.fn)
 	default:
-		ref = refuseUpstream(ex, err)
+		p.log.V(1).Info("a pod broke off", "namespace", ex.fn.key.Namespace, "function", ex.fn.key.Name, "err", err.Error())
+		ref = refuseUpstream(ex)
 	}
 	ex.outcome = ref.outcome
 	if p.draining.Load() {

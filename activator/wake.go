@@ -9,11 +9,12 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
 // waker wakes workloads. It is called from many goroutines, never twice at once for one function.
@@ -29,6 +30,13 @@ type waker interface {
 const (
 	firstRepatch = 250 * time.Millisecond
 	maxRepatch   = 2 * time.Second
+)
+
+// A wake is one write, so what it asks for must count the burst that causes it: the first patch waits until no
+// further request has come for gatherPause, for gatherLimit at most. A request that comes alone pays gatherPause.
+const (
+	gatherPause = time.Millisecond
+	gatherLimit = 10 * time.Millisecond
 )
 
 // ensureWaker starts the function's waker if requests wait and none runs.
@@ -48,6 +56,7 @@ func (p *proxy) ensureWaker(fn *function) {
 func (p *proxy) wake(fn *function) {
 	delay := firstRepatch
 	logged := false
+	gathered := false
 	next, held := fn.queue.beginWaking()
 	for ; held > 0; held = fn.queue.stillWaiting() {
 		now := time.Now()
@@ -58,6 +67,10 @@ func (p *proxy) wake(fn *function) {
 			continue
 		}
 		if !now.Before(next) {
+			if !gathered {
+				gathered = true
+				held = max(held, fn.gather(held))
+			}
 			woken, err := p.patch(fn, held)
 			switch {
 			case err != nil && !logged:
@@ -81,6 +94,23 @@ func (p *proxy) wake(fn *function) {
 		}
 		timer.Stop()
 	}
+}
+
+// gather waits for the rest of a burst, and returns how many wait then.
+func (fn *function) gather(held int) int {
+	obj := fn.object.Load()
+	for end := time.Now().Add(gatherLimit); obj.WakeReplicas(held) < obj.AwakeReplicas(obj.Spec.Scale.MaxReplicas) && time.Now().Before(end); {
+		timer := time.NewTimer(gatherPause)
+		<-timer.C
+		fn.queue.mu.Lock()
+		now := fn.queue.waiting.Len()
+		fn.queue.mu.Unlock()
+		if now <= held {
+			break
+		}
+		held = now
+	}
+	return held
 }
 
 // jitter keeps the activators' patches from falling together.
@@ -167,19 +197,17 @@ func newScaleClient(cfg *rest.Config) (*scaleClient, error) {
 	return &scaleClient{client: client, http: httpClient}, nil
 }
 
-// Wake implements waker by a JSON patch on the scale subresource. The test matches only while replicas is zero, which
-// the API server omits; so the patch never overwrites a scale that somebody else wrote.
+// Wake implements waker by a JSON patch on the scale subresource; see v1alpha1.WakePatch.
 func (c *scaleClient) Wake(ctx context.Context, deployment types.NamespacedName, replicas int32) (bool, error) {
-	body := fmt.Sprintf(`[{"op":"test","path":"/spec","value":{}},{"op":"add","path":"/spec/replicas","value":%d}]`, replicas)
 	err := c.client.Patch(types.JSONPatchType).
 		Namespace(deployment.Namespace).Resource("deployments").Name(deployment.Name).SubResource("scale").
-		Body([]byte(body)).
+		Body(v1alpha1.WakePatch(replicas)).
 		MaxRetries(0). // the caller repeats
 		Do(ctx).Error()
 	switch {
 	case err == nil:
 		return true, nil
-	case apierrors.IsInvalid(err):
+	case v1alpha1.PatchTestFailed(err):
 		return false, nil
 	case errors.Is(err, context.DeadlineExceeded):
 		return false, fmt.Errorf("patch scale of deployment %s: no answer in time: %w", deployment, err)

@@ -120,6 +120,7 @@ func (src *source) span(now tick, start time.Time, age time.Duration) (sp span, 
 		if src.restarted(start, begin) {
 			sp.since, sp.fresh = min(max(src.sampled, begin), now), true
 		}
+		sp.same = !sp.fresh && !start.IsZero() && !src.start.IsZero()
 	}
 	return sp, true
 }

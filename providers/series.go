@@ -106,14 +106,20 @@ type track struct {
 type span struct {
 	since, at tick
 	fresh     bool
-	integrate bool // BusySeconds is made here, from the gauge
+	same      bool // the process says that it is the one that gave the earlier reading
+	integrate bool // BusySeconds is made here, from the gauge: the process is a pod
 	limit     int  // of points
 }
 
 // observe adds a reading and tells whether it is a sign of activity.
 func (t *track) observe(r Reading, sp span) (active bool) {
-	if !sp.fresh && t.n > 0 && t.raw.lowered(r) {
-		sp.fresh = true // a counter never falls: it was reset, and counts from zero
+	lowered := !sp.fresh && t.n > 0 && t.raw.lowered(r)
+	// A counter never falls: it was reset, and counts from zero. But what a pod says is a sum over labels, of which one
+	// may vanish while the process lives; then nobody knows what the others have counted meanwhile, only that counting
+	// the whole sum again would be wrong.
+	vanished := lowered && sp.same && sp.integrate
+	if lowered && !vanished {
+		sp.fresh = true
 	}
 	prev := t.raw
 	if sp.fresh || t.n == 0 {
@@ -140,7 +146,7 @@ func (t *track) observe(r Reading, sp span) (active bool) {
 	} else {
 		t.last().v = v
 	}
-	return r.InFlight > 0 || v != base
+	return r.InFlight > 0 || v != base || vanished
 }
 
 // baseline begins the track with a reading of which nobody knows when it was counted.

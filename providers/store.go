@@ -68,9 +68,14 @@ type source struct {
 	goneAt  tick
 }
 
+// silentFor is how long a target that is not ready may give no answer before it is taken for gone, as one that is on a
+// dead node: it stays listed until Kubernetes removes the pod, which takes minutes, and takes no new requests.
+const silentFor = 30 * time.Second
+
 // settle decides whether values wait for the source.
 func (src *source) settle(now tick) {
-	dead := src.refusing && !src.Ready
+	silent := now-max(src.sampled, src.found) > tick(silentFor)
+	dead := !src.Ready && (src.refusing || silent)
 	src.vacant = src.vacant || dead
 	waited := src.Expected && !dead
 	if waited && !src.waited && (src.New || src.vacant || src.sampled != never) {

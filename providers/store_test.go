@@ -240,6 +240,58 @@ func TestStaleIsUnknown(t *testing.T) {
 	})
 }
 
+// A sum over labels falls when one of them vanishes; that is no reset of the others.
+func TestVanishedSeriesOfAPodIsNoReset(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		silent bool // does not say when it began: a fall can only be a restart
+	}{
+		{name: "the same process"},
+		{name: "a process that may be another", silent: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, direct, func(w *world) {
+				w.acts = []*process{activator(1, 0)}
+				p := pod(1, 0).old()
+				p.rate, p.silent = 10, tt.silent
+				w.pods = []*process{p}
+				w.list()
+				w.run(40 * time.Second)
+				p.base -= 3600*10 + 405 // as much as makes the sum fall to about a million
+				w.run(2 * time.Second)
+				v, err := w.store.Value(hello, v1alpha1.RequestsPerSecond)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if tooMuch := v.Value > 11; tooMuch != tt.silent {
+					t.Errorf("rate of 10/s after a series vanished: %+v", v)
+				}
+			})
+		})
+	}
+}
+
+// An activator on a node that died answers nothing and stays listed for minutes; it is not waited for.
+func TestSilentActivatorThatIsNotReadyIsGone(t *testing.T) {
+	inWorld(t, proxied, func(w *world) {
+		a, b := activator(1, 0), activator(2, 0)
+		a.rate, b.rate = 10, 10
+		w.acts = []*process{a, b}
+		w.list()
+		w.run(40 * time.Second)
+		b.down = errors.New("timeout")
+		w.run(10 * time.Second)
+		b.Ready = false
+		w.list()
+		w.wantUnknown(v1alpha1.RequestsPerSecond, Stale)
+		w.run(silentFor)
+		w.want(v1alpha1.RequestsPerSecond, 10)
+		b.down = nil // it was only cut off
+		w.run(40 * time.Second)
+		w.want(v1alpha1.RequestsPerSecond, 20)
+	})
+}
+
 func TestActivatorThatRefuses(t *testing.T) {
 	refused := fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
 	tests := []struct {

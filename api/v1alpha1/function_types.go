@@ -42,6 +42,8 @@ type FunctionList struct {
 // +kubebuilder:validation:XValidation:rule="self.scale.minReplicas > 0 || !has(self.traffic) || self.traffic.mode == 'Proxied' || has(self.traffic.podMetrics)",message="spec.scale.minReplicas 0 in mode Direct needs spec.traffic.podMetrics.requests, because past the gate only the pods can tell that they are idle; set podMetrics, or mode Proxied"
 // +kubebuilder:validation:XValidation:rule="!has(self.metrics) || !self.metrics.exists(m, has(m.requestRate)) || (has(self.traffic) && (self.traffic.mode == 'Proxied' || has(self.traffic.podMetrics)))",message="spec.metrics[].requestRate needs someone who counts: set spec.traffic.mode Proxied, or spec.traffic.podMetrics.requests"
 // +kubebuilder:validation:XValidation:rule="!has(self.metrics) || !self.metrics.exists(m, has(m.concurrency)) || (has(self.traffic) && (self.traffic.mode == 'Proxied' || (has(self.traffic.podMetrics) && has(self.traffic.podMetrics.inFlight))))",message="spec.metrics[].concurrency needs someone who counts: set spec.traffic.mode Proxied, or name a gauge in spec.traffic.podMetrics.inFlight"
+// +kubebuilder:validation:XValidation:rule="!has(self.scale.behavior) || (has(self.metrics) && size(self.metrics) > 0)",message="spec.scale.behavior shapes how spec.metrics scale and there are none; set a metric or remove behavior"
+// +kubebuilder:validation:XValidation:rule="has(self.workloadRef) == has(oldSelf.workloadRef) && (!has(self.workloadRef) || self.workloadRef == oldSelf.workloadRef)",message="spec.workloadRef cannot be changed, because the old workload may be asleep; delete the Function, which wakes it, and create it anew"
 type FunctionSpec struct {
 	// WorkloadRef names what is scaled. Default: the apps/v1 Deployment with the Function's own name.
 	// +optional
@@ -93,7 +95,9 @@ type TrafficMode string
 const (
 	// Direct puts the gate into the path only while the function has no pod.
 	Direct TrafficMode = "Direct"
-	// Proxied leads requests through the gate always, by the Service sluice-<function> and by the shared door.
+	// Proxied leads requests through the gate always, by the Service sluice-<function> and by the shared door. Only
+	// what comes through them is counted: requests to the function's own Service while it is awake are seen by nobody,
+	// and do not keep it awake.
 	Proxied TrafficMode = "Proxied"
 )
 
@@ -107,7 +111,8 @@ type Traffic struct {
 	// +kubebuilder:default={}
 	Service ServiceRef `json:"service,omitempty"`
 
-	// Mode says when the gate is in the path.
+	// Mode says when the gate is in the path. In mode Proxied all callers should use the Service sluice-<function> or
+	// the shared door: requests to the function's own Service do not count and do not keep it awake.
 	// +kubebuilder:default=Direct
 	Mode TrafficMode `json:"mode,omitempty"`
 
@@ -169,6 +174,7 @@ type PodMetrics struct {
 
 // Scale bounds the replicas of the workload.
 //
+// +kubebuilder:validation:XValidation:rule="!has(self.behavior) || [self.behavior.?scaleUp, self.behavior.?scaleDown].all(r, !r.hasValue() || !has(r.value().stabilizationWindowSeconds) || (r.value().stabilizationWindowSeconds >= 0 && r.value().stabilizationWindowSeconds <= 3600))",message="spec.scale.behavior: stabilizationWindowSeconds must be between 0 and 3600"
 // +kubebuilder:validation:XValidation:rule="self.minReplicas <= self.maxReplicas",message="spec.scale.minReplicas must not be above spec.scale.maxReplicas; lower minReplicas or raise maxReplicas"
 type Scale struct {
 	// MinReplicas is the lower bound. 0 lets the function sleep. Default 0.

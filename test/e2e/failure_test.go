@@ -5,11 +5,13 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
@@ -28,9 +30,7 @@ func withoutAdapter(s *story) {
 	s.create(fn)
 	s.awaitPhase("busy", v1alpha1.Active, 30*time.Second)
 
-	ctx, stop := context.WithCancel(s.Context())
-	defer stop()
-	done := s.steadyLoad(ctx, s.clusterIP("sluice-busy"), 28) // ceil(28 / 10) = 3
+	stop := s.steadyLoad(s.clusterIP("sluice-busy"), 28, false) // ceil(28 / 10) = 3
 	eventually(s.T, 60*time.Second, "the HPA to read the rate", func(ctx context.Context) string {
 		return s.hpaCondition(ctx, "sluice-busy", autoscalingv2.ScalingActive, corev1.ConditionTrue)
 	})
@@ -39,7 +39,6 @@ func withoutAdapter(s *story) {
 	defer s.scaleSystem(s.T, "sluice-adapter", 2)
 	before := *s.deployment("busy").Spec.Replicas
 	stop()
-	s.loadLostNothing(<-done)
 
 	eventually(s.T, 60*time.Second, "the HPA to say that it knows nothing", func(ctx context.Context) string {
 		return s.hpaCondition(ctx, "sluice-busy", autoscalingv2.ScalingActive, corev1.ConditionFalse)
@@ -65,52 +64,65 @@ func withoutScaler(s *story) {
 	s.asleep(direct("own"))
 	s.asleep(proxied("through"))
 	s.scaleSystem(s.T, "sluice-scaler", 0)
-	defer s.scaleSystem(s.T, "sluice-scaler", 1)
+	defer s.scaleSystem(s.T, "sluice-scaler", 2)
 	a := s.mustAnswer(s.clusterIP("own"), "")
 	b := s.mustAnswer(s.clusterIP("sluice-through"), "")
 	s.Logf("without the scaler: Direct %s, Proxied %s", a, b)
 }
 
-// One of two activators is told to go, under load: no request fails.
+// One of two activators is told to go, under load on new connections and on kept ones, with a long request in it and
+// requests held by it: none fails.
 func activatorLeaves(s *story) {
 	host := "leaves." + s.namespace + ".example.com"
 	s.workload("hello", 2)
 	s.create(proxied("hello", host))
-	s.asleep(proxied("cold"))
+	s.asleep(idleAfter(proxied("cold"), 2*time.Second))
 	s.awaitPhase("hello", v1alpha1.Active, 30*time.Second)
+	url, cold := s.clusterIP("sluice-hello"), s.clusterIP("sluice-cold")
 
-	ctx, stop := context.WithCancel(s.Context())
-	defer stop()
-	done := s.steadyLoad(ctx, s.clusterIP("sluice-hello"), 100)
-	wait(ctx, 3*time.Second)
+	stopNew := s.steadyLoad(url, 60, false)
+	stopKept := s.steadyLoad(url, 40, true)
 	var pods corev1.PodList
-	if err := s.client.List(ctx, &pods, client.InNamespace(v1alpha1.SystemNamespace),
+	if err := s.client.List(s.Context(), &pods, client.InNamespace(v1alpha1.SystemNamespace),
 		client.MatchingLabels{"app.kubernetes.io/name": "sluice-activator"}); err != nil {
 		s.Fatal(err)
 	}
 	if len(pods.Items) != 2 {
 		s.Fatalf("%d activators; want 2", len(pods.Items))
 	}
+	var others sync.WaitGroup
+	begin := func(what, url, host string) {
+		others.Go(func() {
+			if said := call(s.Context(), url, host).ok(); said != "" {
+				s.Errorf("%s: %s", what, said)
+			}
+		})
+	}
+	for range 4 { // with four, it is all but certain that the one that goes has some of each
+		begin("a request longer than the activator goes on accepting", url+"/?delay=12s", "")
+		begin("a request that is held", cold, "")
+	}
 	gone := pods.Items[0].Name
-	if err := s.client.Delete(ctx, &pods.Items[0]); err != nil {
+	if err := s.client.Delete(s.Context(), &pods.Items[0]); err != nil {
 		s.Fatal(err)
 	}
-	// Meanwhile a sleeping function is reached through whichever is left.
+	// Meanwhile a sleeping function is reached through whichever is left, and so is the door.
 	for range 5 {
-		s.mustAnswer(s.clusterIP("sluice-cold"), "")
+		s.mustAnswer(cold, "")
 		s.mustAnswer(s.door(), host)
 	}
 	eventually(s.T, 120*time.Second, "the activator to be gone", func(ctx context.Context) string {
 		err := s.client.Get(ctx, client.ObjectKey{Namespace: v1alpha1.SystemNamespace, Name: gone}, &corev1.Pod{})
-		if client.IgnoreNotFound(err) == nil && err != nil {
+		if apierrors.IsNotFound(err) {
 			return ""
 		}
 		return "it is still there"
 	})
 	s.awaitRollout(s.T, "sluice-activator", 2)
-	wait(ctx, 3*time.Second)
-	stop()
-	s.loadLostNothing(<-done)
+	s.mustAnswer(cold, "")
+	others.Wait()
+	stopNew()
+	stopKept()
 }
 
 // hpaCondition says why the condition is not as wanted, or "".

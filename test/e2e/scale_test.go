@@ -26,12 +26,8 @@ func (s *story) scalesOnRate(fn *v1alpha1.Function, service string) {
 	s.awaitPhase(fn.Name, v1alpha1.Active, 30*time.Second)
 	url := s.clusterIP(service)
 
-	ctx, stop := context.WithCancel(s.Context())
-	done := s.steadyLoad(ctx, url, rate)
-	defer func() {
-		stop()
-		s.loadLostNothing(<-done)
-	}()
+	stop := s.steadyLoad(url, rate, false)
+	defer stop()
 
 	eventually(s.T, 120*time.Second, "replicas to follow the rate", func(ctx context.Context) string {
 		if n := *s.deployment(fn.Name).Spec.Replicas; n != want {

@@ -65,6 +65,15 @@ func (s *story) anyMoment(fn *v1alpha1.Function, service string) {
 		s.Errorf("%d of %d cycles met the function at zero: the moments do not cover the way", slept, sleepCycles)
 	}
 	s.timeToZero(fn.Name)
+
+	// A function that may not sleep any more does not.
+	asleep := s.function(fn.Name)
+	patch := client.MergeFrom(asleep.DeepCopy())
+	asleep.Spec.Scale.MinReplicas = 1
+	if err := s.client.Patch(s.Context(), asleep, patch); err != nil {
+		s.Fatal(err)
+	}
+	s.awaitPhase(fn.Name, v1alpha1.Active, 20*time.Second)
 }
 
 // timeToZero waits for replicas 0, within the bound that is promised.

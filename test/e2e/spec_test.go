@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -64,6 +65,23 @@ func badSpecs(s *story) {
 			want: []string{"spec.workloadRef", "Deployment"},
 		},
 		{
+			name: "behavior without a metric",
+			edit: func(fn *v1alpha1.Function) {
+				fn.Spec.Scale.Behavior = &autoscalingv2.HorizontalPodAutoscalerBehavior{}
+			},
+			want: []string{"spec.scale.behavior", "spec.metrics"},
+		},
+		{
+			name: "a stabilization window that the HPA would refuse",
+			edit: func(fn *v1alpha1.Function) {
+				tooLong := int32(99999)
+				onRate(fn, "10").Spec.Scale.Behavior = &autoscalingv2.HorizontalPodAutoscalerBehavior{
+					ScaleDown: &autoscalingv2.HPAScalingRules{StabilizationWindowSeconds: &tooLong},
+				}
+			},
+			want: []string{"spec.scale.behavior", "3600"},
+		},
+		{
 			name: "hosts in mode Direct",
 			edit: func(fn *v1alpha1.Function) { fn.Spec.Traffic.Hosts = []string{"a.example.com"} },
 			want: []string{"spec.traffic.hosts", "Proxied"},
@@ -93,6 +111,17 @@ func badSpecs(s *story) {
 				s.Errorf("%s: the refusal does not name %q: %v", tt.name, word, err)
 			}
 		}
+	}
+}
+
+// The workload of a function that may be asleep cannot be changed for another one, which would leave it at zero.
+func workloadStays(s *story) {
+	s.asleep(direct("hello"))
+	fn := s.function("hello")
+	fn.Spec.WorkloadRef = &v1alpha1.WorkloadRef{APIVersion: "apps/v1", Kind: "Deployment", Name: "other"}
+	err := s.client.Update(s.Context(), fn)
+	if err == nil || !strings.Contains(err.Error(), "spec.workloadRef cannot be changed") {
+		s.Errorf("another workload for a function that exists: %v", err)
 	}
 }
 

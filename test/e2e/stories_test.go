@@ -32,6 +32,7 @@ func TestStories(t *testing.T) {
 		w.story(t, "FiftyAtOnceWakeOnce", fiftyAtOnceWakeOnce)
 		w.story(t, "BadSpecs", badSpecs)
 		w.story(t, "Conflicts", conflicts)
+		w.story(t, "WorkloadStays", workloadStays)
 		w.story(t, "ScalesOnRateDirect", scalesOnRateDirect)
 		w.story(t, "ScalesOnRateProxied", scalesOnRateProxied)
 	})

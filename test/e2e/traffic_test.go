@@ -6,6 +6,7 @@ import (
 	"context"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -23,34 +24,45 @@ import (
 // The test cluster's own networks, inside its network namespace: the only addresses that a story sends load to.
 var clusterNetworks = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("10.96.0.0/16")}
 
-// steadyLoad offers rate requests per second until ctx ends, each on a connection of its own, for five minutes at most.
-func (s *story) steadyLoad(ctx context.Context, url string, rate float64) <-chan load.Result {
-	done := make(chan load.Result, 1)
+// steadyLoad offers rate requests per second until stop, for five minutes at most: each on a connection of its own, or
+// with kept ones on as few connections as it takes. stop ends the load, waits for what is under way, and fails the
+// story for every request that was not answered with a 2xx status.
+func (s *story) steadyLoad(url string, rate float64, kept bool) (stop func()) {
+	s.Helper()
+	end := make(chan struct{})
+	type outcome struct {
+		result load.Result
+		err    error
+	}
+	done := make(chan outcome, 1)
+	ctx, cancel := context.WithCancel(context.Background()) // the story's own ends before its clean-ups
 	go func() {
-		result, err := load.Run(s.Context(), load.Options{
+		result, err := load.Run(ctx, load.Options{
 			URL:              url,
 			Steps:            []load.Step{load.Constant(rate, 5*time.Minute)},
 			MaxRequests:      int(rate * 301),
 			Timeout:          70 * time.Second,
-			FreshConnections: true,
+			FreshConnections: !kept,
 			Allow:            clusterNetworks,
-			Stop:             ctx.Done(),
+			Stop:             end,
 		})
-		if err != nil {
-			s.Errorf("load of %v per second on %s: %v", rate, url, err)
-		}
-		done <- result
+		done <- outcome{result, err}
 	}()
-	return done
-}
-
-// loadLostNothing fails the story for every request that was not answered with a 2xx status.
-func (s *story) loadLostNothing(r load.Result) {
-	s.Helper()
-	s.Logf("load: %d requests, %d answered, p50 %s, p99 %s, max %s", r.Sent, r.Answered(), r.Latency.P50, r.Latency.P99, r.Latency.Max)
-	if r.Sent == 0 || r.Failed() > 0 {
-		s.Errorf("load: %d of %d requests failed: %v", r.Failed(), r.Due, r.Failures)
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			s.Helper()
+			close(end)
+			o := <-done
+			r := o.result
+			s.Logf("load of %v/s: %d requests, %d answered, p50 %s, p99 %s, max %s", rate, r.Sent, r.Answered(), r.Latency.P50, r.Latency.P99, r.Latency.Max)
+			if o.err != nil || r.Sent == 0 || r.Failed() > 0 {
+				s.Errorf("load of %v/s on %s: %v; %d of %d requests failed: %v", rate, url, o.err, r.Failed(), r.Due, r.Failures)
+			}
+		})
 	}
+	s.Cleanup(func() { stop(); cancel() })
+	return stop
 }
 
 // activatorStarted is the number of a function's requests that have come through any activator.
