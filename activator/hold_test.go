@@ -253,7 +253,7 @@ func TestWakeIsRepeatedWhileRequestsAreHeld(t *testing.T) {
 				if got := p.wakes.Load(); got < tt.min || got > tt.max {
 					t.Errorf("patches in 10s: got %d, want %d to %d", got, tt.min, tt.max)
 				}
-				time.Sleep(time.Hour)
+				time.Sleep(time.Hour) //nolint:forbidigo // in a synctest bubble
 				if got := p.wakes.Load(); got > tt.max {
 					t.Errorf("patches go on when nothing is held: %d", got)
 				}
