@@ -45,7 +45,7 @@ func TestExpositionOfAFunction(t *testing.T) {
 		}
 		fn.stats.start()
 		fn.stats.hold(+1)
-		time.Sleep(1500 * time.Millisecond) //nolint:forbidigo // in a synctest bubble
+		pass(1500 * time.Millisecond)
 		want := []string{
 			`sluice_held_seconds_total{function="hello",namespace="default"} 1.5`,
 			`sluice_request_seconds_total{function="hello",namespace="default"} 1.5`,
@@ -58,7 +58,7 @@ func TestExpositionOfAFunction(t *testing.T) {
 		}
 		fn.stats.hold(-1)
 		fn.stats.finish(outcomeHoldTimeout)
-		time.Sleep(time.Hour) //nolint:forbidigo // in a synctest bubble
+		pass(time.Hour)
 		want = []string{
 			`sluice_held_seconds_total{function="hello",namespace="default"} 1.5`,
 			`sluice_request_seconds_total{function="hello",namespace="default"} 1.5`,

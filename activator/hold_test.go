@@ -111,7 +111,7 @@ func TestWakeAsksForAsManyReplicasAsAreHeld(t *testing.T) {
 		for range 25 {
 			go p.proxy.serve(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil), fn, true)
 		}
-		time.Sleep(4 * time.Second) //nolint:forbidigo // in a synctest bubble
+		pass(4 * time.Second)
 		p.proxy.wakers.Wait()
 		// Only the first patch counts, so it must ask for the whole burst.
 		if len(got) != 2 || got[0] != 3 {
@@ -253,7 +253,7 @@ func TestWakeIsRepeatedWhileRequestsAreHeld(t *testing.T) {
 				if got := p.wakes.Load(); got < tt.min || got > tt.max {
 					t.Errorf("patches in 10s: got %d, want %d to %d", got, tt.min, tt.max)
 				}
-				time.Sleep(time.Hour) //nolint:forbidigo // in a synctest bubble
+				pass(time.Hour)
 				if got := p.wakes.Load(); got > tt.max {
 					t.Errorf("patches go on when nothing is held: %d", got)
 				}

@@ -260,3 +260,6 @@ func wantFinished(t *testing.T, fn *function, want map[outcome]uint64) {
 		}
 	}
 }
+
+// pass lets d go by on the clock of a synctest bubble.
+func pass(d time.Duration) { time.Sleep(d) } //nolint:forbidigo // not the machine's clock

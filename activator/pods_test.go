@@ -62,7 +62,7 @@ func TestPick(t *testing.T) {
 		if got := time.Until(s.nextUsable()); got != setAside {
 			t.Errorf("next usable in %s, want %s", got, setAside)
 		}
-		time.Sleep(setAside) //nolint:forbidigo // in a synctest bubble
+		pass(setAside)
 		if s.pick(nil) != idle {
 			t.Error("a pod stays set aside for good")
 		}

@@ -12,18 +12,18 @@ import (
 func TestIntegralsAreExact(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s stats
-		time.Sleep(time.Hour)               // nothing counts before the first request
-		s.start()                           // A, in flight 1
-		s.hold(+1)                          // A, held 1
-		time.Sleep(1500 * time.Millisecond) // busy 1.5, held 1.5
-		s.start()                           // B, in flight 2
-		time.Sleep(time.Second)             // busy 3.5, held 2.5
-		s.hold(-1)                          //
-		time.Sleep(time.Nanosecond)         // busy 3.500000002
-		s.finish(outcomeOK)                 // A, in flight 1
-		time.Sleep(2 * time.Second)         // busy 5.500000002
-		s.finish(outcomeClientGone)         // B
-		time.Sleep(time.Hour)
+		pass(time.Hour)               // nothing counts before the first request
+		s.start()                     // A, in flight 1
+		s.hold(+1)                    // A, held 1
+		pass(1500 * time.Millisecond) // busy 1.5, held 1.5
+		s.start()                     // B, in flight 2
+		pass(time.Second)             // busy 3.5, held 2.5
+		s.hold(-1)                    //
+		pass(time.Nanosecond)         // busy 3.500000002
+		s.finish(outcomeOK)           // A, in flight 1
+		pass(2 * time.Second)         // busy 5.500000002
+		s.finish(outcomeClientGone)   // B
+		pass(time.Hour)
 		got := s.snapshot()
 		want := counts{started: 2, busy: integral{5, 500000002}, waited: integral{2, 500000000}}
 		want.finished[outcomeOK], want.finished[outcomeClientGone] = 1, 1
