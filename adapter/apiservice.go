@@ -37,45 +37,43 @@ const (
 	missing ownership = "missing"
 )
 
-// publish makes bundle that of our APIServices, and tells whether one had another.
-func (p *publisher) publish(ctx context.Context, bundle []byte) (changed bool, err error) {
+// publish makes bundle that of our APIServices.
+func (p *publisher) publish(ctx context.Context, bundle []byte) error {
 	var errs []error
 	for _, name := range apiServices {
-		patched, err := p.publishTo(ctx, name, bundle)
-		changed = changed || patched
-		if err != nil {
+		if err := p.publishTo(ctx, name, bundle); err != nil {
 			errs = append(errs, fmt.Errorf("CA bundle of APIService %s: %w", name, err))
 		}
 	}
-	return changed, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
-func (p *publisher) publishTo(ctx context.Context, name string, bundle []byte) (bool, error) {
+func (p *publisher) publishTo(ctx context.Context, name string, bundle []byte) error {
 	apiService, err := p.client.Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		p.found(ctx, name, missing)
-		return false, nil
+		return nil
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	if s := apiService.Spec.Service; s == nil || s.Namespace != p.service.Namespace || s.Name != p.service.Name {
 		p.found(ctx, name, foreign)
-		return false, nil
+		return nil
 	}
 	p.found(ctx, name, ours)
 	if bytes.Equal(apiService.Spec.CABundle, bundle) && !apiService.Spec.InsecureSkipTLSVerify {
-		return false, nil
+		return nil
 	}
 	patch, err := p.patch(apiService, bundle)
 	if err != nil {
-		return false, err
+		return err
 	}
 	if _, err = p.client.Patch(ctx, name, types.JSONPatchType, patch, metav1.PatchOptions{}); err != nil {
-		return false, err
+		return err
 	}
 	logr.FromContextOrDiscard(ctx).Info("CA bundle published", "apiService", name)
-	return true, nil
+	return nil
 }
 
 // patch sets the bundle, and nothing if the APIService has become somebody else's since it was read: the tests make

@@ -84,14 +84,15 @@ func (k *keeper) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	published, err := k.bundles.publish(ctx, data[caCertsKey])
+	err = k.bundles.publish(ctx, data[caCertsKey])
 	cert, key := data[corev1.TLSCertKey], data[corev1.TLSPrivateKeyKey]
 	switch {
 	case k.serving.is(cert):
 		return err
 	case err != nil && k.serving.usable(time.Now()):
 		return err // the bundle in force may not vouch for the new one yet
-	case published && k.serving.present():
+	case k.serving.present():
+		// Whoever published the bundle, this replica or another: the API servers may not have noticed yet.
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
