@@ -14,6 +14,7 @@ const (
 	headerColdStart = "Sluice-Cold-Start" // how long the request was held
 	headerProbe     = "Sluice-Probe"      // asks a gate port whose it is; see gateHandler
 	headerGate      = "Sluice-Gate"       // the answer to that: namespace/name
+	headerVia       = "Sluice-Via"        // the functions whose gates the request has come through
 )
 
 // refusal is an answer that the gate gives by itself. As an error it travels from where it was decided to the one
@@ -62,6 +63,14 @@ func refuseHost(host string) *refusal {
 	return &refusal{
 		status: http.StatusNotFound, reason: "UnknownHost",
 		sentence: fmt.Sprintf("no function serves the host %q; add it to spec.traffic.hosts of a Function with spec.traffic.mode Proxied", host),
+	}
+}
+
+func refuseLoop(fn *function) *refusal {
+	return &refusal{
+		status: http.StatusLoopDetected, outcome: outcomeLoop, reason: "Loop", function: fn.key.String(),
+		sentence: fmt.Sprintf("the request has come through the gate of the Function %s before; its pods, or an endpoint of its "+
+			"Service, lead back to the gate", fn.key),
 	}
 }
 

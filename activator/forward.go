@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -100,6 +101,14 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, fn *function, gate
 		fn.stats.finish(ex.outcome)
 		p.active.Add(-1)
 	}()
+	if slices.Contains(r.Header[headerVia], fn.name) {
+		// An endpoint that leads back here would have the gate forward to itself without end.
+		ref := refuseLoop(fn)
+		ex.outcome = ref.outcome
+		ref.write(w, 0)
+		returned = true
+		return
+	}
 	if r.ContentLength != 0 {
 		// Else the server takes what is left of the body away from the Transport when the answer begins, and an answer
 		// that depends on the rest of the request never comes. Not every writer has it; a server's has.
@@ -124,7 +133,7 @@ func (p *proxy) brokenOff(ctx context.Context) outcome {
 }
 
 // rewrite leaves the request as it came: the function must not see a difference between the gate and its own Service.
-// Only X-Forwarded-For grows, and its companions are added where they are missing.
+// Only X-Forwarded-For and Sluice-Via grow, and the companions of the former are added where they are missing.
 func rewrite(pr *httputil.ProxyRequest) {
 	in, out := pr.In, pr.Out
 	for _, h := range [...]string{"Forwarded", "X-Forwarded-For"} {
@@ -139,6 +148,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 		}
 	}
 	out.URL.RawQuery = in.URL.RawQuery // ReverseProxy drops parameters that Go cannot parse
+	out.Header[headerVia] = append(slices.Clip(in.Header[headerVia]), exchangeOf(in.Context()).fn.name)
 	// The server fills in.Trailer at the end of the body, just before the Transport sends out.Trailer; ReverseProxy
 	// copies the map and so would send none.
 	out.Trailer = in.Trailer
@@ -290,6 +300,13 @@ func (w streamWriter) Write(b []byte) (int, error) {
 		err = http.NewResponseController(w.ResponseWriter).Flush()
 	}
 	return n, err
+}
+
+// WriteHeader keeps the pod's own 100 Continue back: the server has one for the client, when the body is first read.
+func (w streamWriter) WriteHeader(status int) {
+	if status != http.StatusContinue {
+		w.ResponseWriter.WriteHeader(status)
+	}
 }
 
 // Unwrap gives http.ResponseController what else the server's writer can do.

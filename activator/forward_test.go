@@ -141,13 +141,13 @@ func TestTheRequestPassesAsItCame(t *testing.T) {
 		want http.Header
 	}{
 		{"first proxy", nil, http.Header{
-			"X-Forwarded-For": {"127.0.0.1"}, "X-Forwarded-Host": {"hello.example.com"}, "X-Forwarded-Proto": {"http"},
+			"Sluice-Via": {"default/hello"}, "X-Forwarded-For": {"127.0.0.1"}, "X-Forwarded-Host": {"hello.example.com"}, "X-Forwarded-Proto": {"http"},
 		}},
 		{"behind an ingress", http.Header{
 			"X-Forwarded-For": {"203.0.113.7"}, "X-Forwarded-Host": {"public.example.com"}, "X-Forwarded-Proto": {"https"},
 			"Forwarded": {"for=203.0.113.7"}, "Event-Id": {"1"}, "Ce-Type": {"t"},
 		}, http.Header{
-			"X-Forwarded-For": {"203.0.113.7, 127.0.0.1"}, "X-Forwarded-Host": {"public.example.com"}, "X-Forwarded-Proto": {"https"},
+			"Sluice-Via": {"default/hello"}, "X-Forwarded-For": {"203.0.113.7, 127.0.0.1"}, "X-Forwarded-Host": {"public.example.com"}, "X-Forwarded-Proto": {"https"},
 			"Forwarded": {"for=203.0.113.7"}, "Event-Id": {"1"}, "Ce-Type": {"t"},
 		}},
 	}
@@ -424,5 +424,20 @@ func TestAWarmRequestMakesNoWrite(t *testing.T) {
 	}
 	if p.wakes.Load() != 0 || fn.stats.snapshot().waited.seconds() != 0 {
 		t.Errorf("warm requests caused %d patches and were held %f s", p.wakes.Load(), fn.stats.snapshot().waited.seconds())
+	}
+}
+
+// An endpoint that leads back to the gate ends in an error, not in a gate that forwards to itself without end.
+func TestLoopIsRefused(t *testing.T) {
+	p := newPlane(t, nil)
+	fn := p.add(newTestFunction("hello"))
+	url := p.gateURL(fn)
+	p.table.setSlice(newSlice("hello", 0, strings.TrimPrefix(url, "http://"), true))
+	got := get(t, url)
+	if got.status != http.StatusLoopDetected || got.header.Get(headerReason) != "Loop" {
+		t.Errorf("got %d %q, want 508 Loop", got.status, got.body)
+	}
+	if n := fn.stats.snapshot(); n.started != 2 || n.inFlight != 0 || n.finished[outcomeLoop] != 1 {
+		t.Errorf("counts %+v, want two requests, one of them a loop, none in flight", n)
 	}
 }

@@ -219,10 +219,9 @@ func (g *gates) close() {
 // gateHandler serves the port of one function. A probe asks whether the data path of a Service leads here; it is
 // answered by the gate itself, whatever the function's state, and is not traffic.
 func gateHandler(fn *function, p *proxy) http.Handler {
-	name := fn.key.String()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodOptions && r.RequestURI == "*" && r.Header.Get(headerProbe) != "" {
-			w.Header().Set(headerGate, name)
+			w.Header().Set(headerGate, fn.name)
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}

@@ -19,6 +19,7 @@ import (
 // changes in between: counters are not reset by a change of mode, port or Service.
 type function struct {
 	key    types.NamespacedName
+	name   string                            // key as "namespace/name"
 	object atomic.Pointer[v1alpha1.Function] // as last seen, never nil, never written to
 	pods   atomic.Pointer[podSet]            // never nil
 	stats  stats
@@ -26,7 +27,7 @@ type function struct {
 }
 
 func newFunction(obj *v1alpha1.Function) *function {
-	fn := &function{key: obj.Key(), queue: queue{emptied: make(chan struct{}, 1)}}
+	fn := &function{key: obj.Key(), name: obj.Key().String(), queue: queue{emptied: make(chan struct{}, 1)}}
 	fn.object.Store(obj)
 	fn.pods.Store(&podSet{})
 	return fn
@@ -257,14 +258,14 @@ func byAge(a, b *function) int {
 }
 
 func hostsOf(obj *v1alpha1.Function) []string {
-	if obj == nil || !obj.IsProxied() {
+	if obj == nil || !obj.IsProxied() || obj.IsSuperseded() {
 		return nil
 	}
 	return obj.Spec.Traffic.Hosts
 }
 
 func portsOf(obj *v1alpha1.Function) []int32 {
-	if obj == nil || obj.Spec.Traffic == nil || obj.Status.Gate == nil || obj.Status.Gate.Port == 0 {
+	if obj == nil || obj.IsSuperseded() || obj.Spec.Traffic == nil || obj.Status.Gate == nil || obj.Status.Gate.Port == 0 {
 		return nil
 	}
 	return []int32{obj.Status.Gate.Port}

@@ -17,11 +17,12 @@ const (
 	outcomeUpstreamError                // the pod broke off after the request, or part of it, was sent
 	outcomeDeleted                      // the Function was deleted while the request was held
 	outcomeStopping                     // cut off, because the activator's drain had taken its time
+	outcomeLoop                         // refused, because it had come through this function's gate before
 	outcomes
 )
 
 var outcomeNames = [outcomes]string{
-	"ok", "client_gone", "queue_full", "hold_timeout", "dial_failed", "upstream_error", "deleted", "stopping",
+	"ok", "client_gone", "queue_full", "hold_timeout", "dial_failed", "upstream_error", "deleted", "stopping", "loop",
 }
 
 // stats counts the requests of one function. The integrals over time are exact: every change of a count first adds

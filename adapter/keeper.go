@@ -40,6 +40,7 @@ type keeper struct {
 	settle   time.Duration // from publishing a bundle to serving what it vouches for
 	serving  *servingCert
 	metrics  *adapterMetrics
+	trusted  []byte // the bundle last published
 }
 
 // first returns after there is a certificate to serve. It tries until ctx ends.
@@ -84,7 +85,8 @@ func (k *keeper) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = k.bundles.publish(ctx, data[caCertsKey])
+	k.trusted = data[caCertsKey]
+	err = k.bundles.publish(ctx, k.trusted)
 	cert, key := data[corev1.TLSCertKey], data[corev1.TLSPrivateKeyKey]
 	switch {
 	case k.serving.is(cert):
@@ -113,7 +115,11 @@ func (k *keeper) secret(ctx context.Context) (map[string][]byte, error) {
 		secret, err := k.secrets.Get(ctx, certSecret, metav1.GetOptions{})
 		missing := apierrors.IsNotFound(err)
 		if missing {
-			secret = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: certSecret}, Type: corev1.SecretTypeTLS}
+			// What was trusted stays trusted until it expires: it is being served until the new certificate is.
+			secret = &corev1.Secret{
+				ObjectMeta: metav1.ObjectMeta{Name: certSecret}, Type: corev1.SecretTypeTLS,
+				Data: map[string][]byte{caCertsKey: k.trusted},
+			}
 		} else if err != nil {
 			return nil, fmt.Errorf("get secret %s: %w", certSecret, err)
 		}

@@ -55,6 +55,13 @@ func renderHPA(fn *v1alpha1.Function) (*autoscalingv2.HorizontalPodAutoscaler, e
 			Behavior:    fn.Spec.Scale.Behavior.DeepCopy(),
 		},
 	}
+	if hpa.Spec.Behavior == nil {
+		// The controller treats a HorizontalPodAutoscaler without behavior in an older way: it keeps the largest
+		// recommendation of the last five minutes, and scales up to it. A single request to a function that has just
+		// gone to sleep would bring back all the replicas of its last peak. With a behavior, be it empty and filled
+		// with the same defaults, the past only slows scaling down.
+		hpa.Spec.Behavior = &autoscalingv2.HorizontalPodAutoscalerBehavior{}
+	}
 	for _, name := range names {
 		hpa.Spec.Metrics = append(hpa.Spec.Metrics, autoscalingv2.MetricSpec{
 			Type: autoscalingv2.ObjectMetricSourceType,

@@ -108,7 +108,7 @@ func (r *Reconciler) observeWorkload(ctx context.Context, w *world) error {
 	}
 	if rival != "" {
 		w.loses = true
-		w.problem(v1alpha1.ConditionReady, "WorkloadConflict", "spec.workloadRef: Deployment %s is already scaled by the older Function %s; "+
+		w.problem(v1alpha1.ConditionReady, v1alpha1.ReasonWorkloadConflict, "spec.workloadRef: Deployment %s is already scaled by the older Function %s; "+
 			"name another workload or delete one of the two Functions", w.fullName(name), rival)
 	}
 	var d appsv1.Deployment
@@ -259,6 +259,20 @@ func (r *Reconciler) observeGate(ctx context.Context, w *world) error {
 	})
 	if err != nil {
 		return err
+	}
+	// By name as well: somebody may have taken the labels away, and the endpoints would stay where they are.
+	for _, name := range []string{w.fn.OwnedName(), w.fn.OwnedName() + gateSuffix} {
+		for _, name := range []string{name, name + ipv6Suffix} {
+			var s discoveryv1.EndpointSlice
+			err := r.Get(ctx, w.key(name), &s)
+			switch {
+			case apierrors.IsNotFound(err):
+			case err != nil:
+				return fmt.Errorf("EndpointSlice %s: %w", w.fullName(name), err)
+			case metav1.IsControlledBy(&s, w.fn) && !slices.ContainsFunc(found, func(f *discoveryv1.EndpointSlice) bool { return f.Name == name }):
+				found = append(found, &s)
+			}
+		}
 	}
 	for _, s := range found {
 		if s.Name == w.fn.OwnedName() || s.Name == w.fn.OwnedName()+ipv6Suffix {

@@ -309,6 +309,26 @@ func TestNamesOfSlicesDiffer(t *testing.T) {
 	})
 }
 
+// Somebody takes the labels away by which the gate's slice is known. It is still ours, and gets them back.
+func TestLabelsOfASliceAreMended(t *testing.T) {
+	inStory(t, sleepingWorld(newFunction("hello")), func(s *story) {
+		s.reconcile("hello")
+		slice := get[discoveryv1.EndpointSlice](s, "sluice-hello.gate")
+		if slice == nil {
+			s.Fatal("no slice to begin with")
+		}
+		slice.Labels = map[string]string{discoveryv1.LabelServiceName: "hello"}
+		if err := s.Update(s.Context(), slice); err != nil {
+			s.Fatal(err)
+		}
+		s.reconcile("hello")
+		got := get[discoveryv1.EndpointSlice](s, "sluice-hello.gate").Labels
+		if got[discoveryv1.LabelManagedBy] != v1alpha1.GateManager || got[v1alpha1.FunctionLabel] != "hello" {
+			s.Errorf("labels %v", got)
+		}
+	})
+}
+
 // The name of the gate's slice is taken by somebody else's. That is not touched, and it is no hot loop.
 func TestNameOfASliceIsTaken(t *testing.T) {
 	taken := newSlice("default", "another")

@@ -36,6 +36,8 @@ func TestRenderHPA(t *testing.T) {
 				ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{APIVersion: "apps/v1", Kind: "Deployment", Name: "hello"},
 				MinReplicas:    ptr.To[int32](1), MaxReplicas: 10,
 				Metrics: []autoscalingv2.MetricSpec{objectMetric("requests_per_second", "50")},
+				// Never nil: without it, one request brings back the replicas of the last peak.
+				Behavior: &autoscalingv2.HorizontalPodAutoscalerBehavior{},
 			},
 		},
 		{

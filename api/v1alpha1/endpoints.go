@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -26,9 +27,13 @@ type PodEndpoint struct {
 	Terminating bool
 }
 
-// IsGateSlice tells whether slice leads to the gate and not to the function's own pods.
+// IsGateSlice tells whether slice leads to the gate and not to the function's own pods: by its label, or, should
+// somebody have taken that away, by the Function that owns it.
 func IsGateSlice(slice *discoveryv1.EndpointSlice) bool {
-	return slice.Labels[discoveryv1.LabelManagedBy] == GateManager
+	return slice.Labels[discoveryv1.LabelManagedBy] == GateManager || slices.ContainsFunc(slice.OwnerReferences,
+		func(o metav1.OwnerReference) bool {
+			return o.Kind == "Function" && o.APIVersion == GroupVersion.String()
+		})
 }
 
 // PodEndpoints lists the pods in the EndpointSlices of one Service, the gate's own left out. portName is the name of

@@ -32,6 +32,8 @@ func endpoint(uid types.UID, address string, ready bool) discoveryv1.Endpoint {
 func TestPodEndpoints(t *testing.T) {
 	gate := slice("gate", discoveryv1.AddressTypeIPv4, endpoint("", "10.0.0.9", true))
 	gate.Labels = map[string]string{discoveryv1.LabelManagedBy: GateManager}
+	unlabelled := slice("unlabelled", discoveryv1.AddressTypeIPv4, endpoint("", "10.0.0.9", true))
+	unlabelled.OwnerReferences = []metav1.OwnerReference{{APIVersion: "sluice.dev/v1alpha1", Kind: "Function", Name: "hello"}}
 	yes := true
 	leaving := endpoint("a", "10.0.0.1", true)
 	leaving.Conditions.Terminating = &yes
@@ -52,7 +54,7 @@ func TestPodEndpoints(t *testing.T) {
 	}{
 		{
 			name: "the gate is no pod",
-			of:   []*discoveryv1.EndpointSlice{gate, slice("s", discoveryv1.AddressTypeIPv4, endpoint("a", "10.0.0.1", true))},
+			of:   []*discoveryv1.EndpointSlice{gate, unlabelled, slice("s", discoveryv1.AddressTypeIPv4, endpoint("a", "10.0.0.1", true))},
 			port: "http", want: []brief{{"a", "10.0.0.1", 8080, true}},
 		},
 		{

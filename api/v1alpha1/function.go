@@ -4,6 +4,7 @@ import (
 	"math"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -42,6 +43,12 @@ func (f *Function) IsProxied() bool { return f.Spec.Traffic != nil && f.Spec.Tra
 
 // MaySleep tells whether the function may have no replica.
 func (f *Function) MaySleep() bool { return f.Spec.Scale.MinReplicas == 0 && f.Spec.Traffic != nil }
+
+// IsSuperseded tells whether an older Function has the same workload, as the status says.
+func (f *Function) IsSuperseded() bool {
+	c := meta.FindStatusCondition(f.Status.Conditions, ConditionReady)
+	return c != nil && c.Status == metav1.ConditionFalse && c.Reason == ReasonWorkloadConflict
+}
 
 // Window is the window of requests_per_second.
 func (f *Function) Window() time.Duration {

@@ -333,6 +333,10 @@ const (
 	ConditionScalingActive = "ScalingActive"
 )
 
+// ReasonWorkloadConflict is the reason of ConditionReady when an older Function has the same workload. The younger one
+// does nothing: it is not scaled, and the gate does not serve it.
+const ReasonWorkloadConflict = "WorkloadConflict"
+
 // FunctionStatus is what Sluice last saw and did. It is written on transitions, and while the function is awake at
 // most every 15 s when a value in it has moved materially; live numbers are the metrics API's.
 type FunctionStatus struct {

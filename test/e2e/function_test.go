@@ -167,6 +167,17 @@ func (s *story) function(name string) *v1alpha1.Function {
 	return &fn
 }
 
+// change patches a Function.
+func (s *story) change(name string, edit func(*v1alpha1.Function)) {
+	s.Helper()
+	fn := s.function(name)
+	patch := client.MergeFrom(fn.DeepCopy())
+	edit(fn)
+	if err := s.client.Patch(s.Context(), fn, patch); err != nil {
+		s.Fatalf("changing Function %s: %v", name, err)
+	}
+}
+
 func (s *story) deployment(name string) *appsv1.Deployment {
 	s.Helper()
 	var d appsv1.Deployment

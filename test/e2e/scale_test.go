@@ -61,4 +61,18 @@ func (s *story) scalesOnRate(fn *v1alpha1.Function, service string) {
 		s.Logf("load %v/s, metrics API %.2f/s, HPA %.2f x %d replicas, target %v", rate, got, average, h.Status.CurrentReplicas, target)
 		return ""
 	})
+
+	// The peak does not come back: one request to the function that sleeps again wakes one replica, and the HPA, which
+	// looks every 15 s, leaves it at that.
+	stop()
+	s.change(fn.Name, func(fn *v1alpha1.Function) { idleAfter(fn, time.Second) })
+	s.awaitPhase(fn.Name, v1alpha1.Idle, 30*time.Second)
+	s.change(fn.Name, func(fn *v1alpha1.Function) { idleAfter(fn, time.Minute) })
+	s.mustAnswer(url, "")
+	always(s.T, 20*time.Second, "one replica for one request", func(context.Context) string {
+		if n := *s.deployment(fn.Name).Spec.Replicas; n != 1 {
+			return fmt.Sprintf("%d replicas", n)
+		}
+		return ""
+	})
 }

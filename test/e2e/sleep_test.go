@@ -67,12 +67,7 @@ func (s *story) anyMoment(fn *v1alpha1.Function, service string) {
 	s.timeToZero(fn.Name)
 
 	// A function that may not sleep any more does not.
-	asleep := s.function(fn.Name)
-	patch := client.MergeFrom(asleep.DeepCopy())
-	asleep.Spec.Scale.MinReplicas = 1
-	if err := s.client.Patch(s.Context(), asleep, patch); err != nil {
-		s.Fatal(err)
-	}
+	s.change(fn.Name, func(fn *v1alpha1.Function) { fn.Spec.Scale.MinReplicas = 1 })
 	s.awaitPhase(fn.Name, v1alpha1.Active, 20*time.Second)
 }
 
