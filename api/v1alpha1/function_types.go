@@ -174,7 +174,7 @@ type PodMetrics struct {
 
 // Scale bounds the replicas of the workload.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.behavior) || [self.behavior.?scaleUp, self.behavior.?scaleDown].all(r, !r.hasValue() || !has(r.value().stabilizationWindowSeconds) || (r.value().stabilizationWindowSeconds >= 0 && r.value().stabilizationWindowSeconds <= 3600))",message="spec.scale.behavior: stabilizationWindowSeconds must be between 0 and 3600"
+// +kubebuilder:validation:XValidation:rule="!has(self.behavior) || ((!has(self.behavior.scaleUp) || !has(self.behavior.scaleUp.stabilizationWindowSeconds) || (self.behavior.scaleUp.stabilizationWindowSeconds >= 0 && self.behavior.scaleUp.stabilizationWindowSeconds <= 3600)) && (!has(self.behavior.scaleDown) || !has(self.behavior.scaleDown.stabilizationWindowSeconds) || (self.behavior.scaleDown.stabilizationWindowSeconds >= 0 && self.behavior.scaleDown.stabilizationWindowSeconds <= 3600)))",message="spec.scale.behavior: stabilizationWindowSeconds must be between 0 and 3600"
 // +kubebuilder:validation:XValidation:rule="self.minReplicas <= self.maxReplicas",message="spec.scale.minReplicas must not be above spec.scale.maxReplicas; lower minReplicas or raise maxReplicas"
 type Scale struct {
 	// MinReplicas is the lower bound. 0 lets the function sleep. Default 0.
