@@ -68,7 +68,13 @@ func (s *story) scalesOnRate(fn *v1alpha1.Function, service string) {
 	s.change(fn.Name, func(fn *v1alpha1.Function) { idleAfter(fn, time.Second) })
 	s.awaitPhase(fn.Name, v1alpha1.Idle, 30*time.Second)
 	s.change(fn.Name, func(fn *v1alpha1.Function) { idleAfter(fn, time.Minute) })
-	s.mustAnswer(url, "")
+	eventually(s.T, 20*time.Second, "a request to wake it", func(context.Context) string {
+		s.mustAnswer(url, "")
+		if *s.deployment(fn.Name).Spec.Replicas == 0 {
+			return "it was still answered by a pod that is going" // for a moment after replicas became 0
+		}
+		return ""
+	})
 	always(s.T, 20*time.Second, "one replica for one request", func(context.Context) string {
 		if n := *s.deployment(fn.Name).Spec.Replicas; n != 1 {
 			return fmt.Sprintf("%d replicas", n)
