@@ -68,6 +68,12 @@ func (s *story) scalesOnRate(fn *v1alpha1.Function, service string) {
 	s.change(fn.Name, func(fn *v1alpha1.Function) { idleAfter(fn, time.Second) })
 	s.awaitPhase(fn.Name, v1alpha1.Idle, 30*time.Second)
 	s.change(fn.Name, func(fn *v1alpha1.Function) { idleAfter(fn, time.Minute) })
+	eventually(s.T, 40*time.Second, "the load to leave the window of the rate", func(ctx context.Context) string {
+		if got, err := s.metric(ctx, fn.Name, v1alpha1.RequestsPerSecond); err != nil || got > 0 {
+			return fmt.Sprintf("requests_per_second %v (%v)", got, err)
+		}
+		return ""
+	})
 	eventually(s.T, 20*time.Second, "a request to wake it", func(context.Context) string {
 		s.mustAnswer(url, "")
 		if *s.deployment(fn.Name).Spec.Replicas == 0 {
