@@ -83,7 +83,12 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &world{cluster: c, config: config, client: cl, kube: kube, root: *root}
+	w := &world{cluster: c, config: config, client: cl, kube: kube, root: *root}
+	// The pods of an installation before this one may still be draining.
+	for _, name := range []string{"sluice-activator", "sluice-adapter", "sluice-scaler"} {
+		w.awaitRollout(t, name, 2)
+	}
+	return w
 }
 
 // story runs f in a namespace of its own, side by side with the other stories of its group.
