@@ -14,7 +14,10 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
 // Kind tells what sort of process a Target is.
@@ -25,31 +28,67 @@ const (
 	Activator Kind = "activator"
 	// Pod is a pod of one function. It counts its own requests.
 	Pod Kind = "pod"
+	// Query is a query of one function to a server of another system. Its answer is one number.
+	Query Kind = "query"
 )
 
-// Target is one process that is measured. Its fields are its identity: two Targets that differ in any field are two
-// processes with counters of their own.
+// Target is one thing that is measured. Its fields are its identity: two Targets that differ in any field are two
+// things with numbers of their own.
 type Target struct {
-	// Kind of the process.
+	// Kind of the target.
 	Kind Kind
-	// Function whose requests a Pod counts; zero for an Activator.
+	// Function that a Pod or a Query belongs to; zero for an Activator.
 	Function types.NamespacedName
 	// UID of the pod behind the address, by which a new pod at an old address is told from the old pod.
 	UID types.UID
-	// Address is host:port.
+	// Address is host:port of an Activator or a Pod.
 	Address string
-	// Path of the metrics on it.
-	Path string
-	// Requests and InFlight name the counter and the gauge that a Pod exposes. InFlight may be empty.
-	Requests, InFlight string
+	// Scrape says how the Address is asked, and for what.
+	Scrape Scrape
+	// Ask is what a Query asks.
+	Ask Ask
 }
 
-// String names the target for people: "pod 10.0.0.7:8080".
-func (t Target) String() string { return string(t.Kind) + " " + t.Address }
+// Scrape says how a process's exposition is fetched and what is read from it.
+type Scrape struct {
+	// TLS asks over https.
+	TLS bool
+	// InsecureSkipVerify, ServerName and CASecret are those of the Function's podMetrics.tls.
+	InsecureSkipVerify   bool
+	ServerName, CASecret string
+	// Path of the exposition.
+	Path string
+	// Preset whose names are read where there is none here.
+	Preset v1alpha1.PodMetricsPreset
+	// Requests, InFlight and Duration name the counter, the gauge and the histogram or summary that a Pod exposes.
+	Requests, InFlight, Duration string
+}
+
+// Ask is an instant query.
+type Ask struct {
+	// Metric is the name under which the answer is served.
+	Metric string
+	// Server is the base URL, Expr the expression with nothing left to fill in.
+	Server, Expr string
+	// AuthSecret names a Secret with credentials in the Function's namespace; empty for none.
+	AuthSecret string
+	// EmptyIsZero makes an answer without elements 0; otherwise it is an error.
+	EmptyIsZero bool
+}
+
+// String names the target for people: "pod 10.0.0.7:8080", "query queue_depth at http://prometheus:9090".
+func (t Target) String() string {
+	if t.Kind == Query {
+		return "query " + t.Ask.Metric + " at " + t.Ask.Server
+	}
+	return string(t.Kind) + " " + t.Address
+}
 
 // Endpoint is a Target with what its discovery knows of it now.
 type Endpoint struct {
 	Target
+	// Pod is the pod behind a Target of Kind Pod, with its labels.
+	Pod Object
 	// Ready is true while the target takes new requests. A target that is not ready and refuses connections does not
 	// run: nothing there counts, and nobody waits for it.
 	Ready bool
@@ -58,6 +97,19 @@ type Endpoint struct {
 	Expected bool
 	// New is true when the target appeared while discovery was already looking, so that it has counted nothing yet.
 	New bool
+}
+
+// Object is a Kubernetes object for which a function's values are served too.
+type Object struct {
+	// Kind and Resource of the object; zero where there is none.
+	Kind     schema.GroupVersionKind
+	Resource schema.GroupResource
+	// Name of the object, in the Function's namespace.
+	Name string
+	// Labels of the object. Never written to.
+	Labels map[string]string
+	// Exists is false for an object that the Function names and that is not there.
+	Exists bool
 }
 
 // Reading is what one target said of one function. Counters only grow while the process lives; they are in requests
@@ -70,10 +122,19 @@ type Reading struct {
 	BusySeconds, HeldSeconds float64
 	// InFlight is the number of requests in flight now.
 	InFlight float64
+	// DurationSeconds is the sum of the durations of the requests that ended, Durations their number. Pods only.
+	DurationSeconds, Durations float64
+	// Absent is true when the exposition says nothing of the counter of requests: there may be nothing counted yet, or
+	// the counter has another name. Pods only.
+	Absent bool
 }
 
 // Measurement is one complete answer of one target. A function that is absent from it reads zero.
 type Measurement struct {
+	// Value is the answer of a Query, which has no Functions.
+	Value float64
+	// Unchanged says that Functions are those of the target's last Measurement that was given to the Store.
+	Unchanged bool
 	// Start is when the process began; zero when the target does not say.
 	Start time.Time
 	// Functions by name. The Store keeps nothing of the map.
@@ -103,8 +164,8 @@ type Discovery interface {
 
 // Sink is told what to measure. Each call replaces what was said before of the same thing.
 type Sink interface {
-	// SetFunction adds or changes a function, with all of its pods that are to be measured.
-	SetFunction(fn Function, pods []Endpoint)
+	// SetFunction adds or changes a function, with all of its pods and queries that are to be measured.
+	SetFunction(fn Function, targets []Endpoint)
 	// DeleteFunction forgets a function.
 	DeleteFunction(name types.NamespacedName)
 	// SetActivators names all activators.
@@ -119,6 +180,8 @@ type Intervals struct {
 	Activator time.Duration
 	// Pod is the interval of pods. Default 2s.
 	Pod time.Duration
+	// Query is the interval of queries. Default 10s.
+	Query time.Duration
 }
 
 func (i Intervals) withDefaults() Intervals {
@@ -128,14 +191,21 @@ func (i Intervals) withDefaults() Intervals {
 	if i.Pod <= 0 {
 		i.Pod = 2 * time.Second
 	}
+	if i.Query <= 0 {
+		i.Query = 10 * time.Second
+	}
 	return i
 }
 
 func (i Intervals) of(k Kind) time.Duration {
-	if k == Pod {
+	switch k {
+	case Pod:
 		return i.Pod
+	case Query:
+		return i.Query
+	default:
+		return i.Activator
 	}
-	return i.Activator
 }
 
 // staleAfter is the age from which a value that needs a source of this interval is unknown: three intervals, but at

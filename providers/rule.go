@@ -1,6 +1,7 @@
 package providers
 
 import (
+	"cmp"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -30,8 +31,10 @@ type Rule struct {
 	ByPods bool
 	// Gauge is true when they also have a gauge of requests in flight.
 	Gauge bool
-	// What the pods count by. A change of it makes their former numbers meaningless.
-	PodMetrics v1alpha1.PodMetrics
+	// Scrape is what the pods count by. A change of it makes their former numbers meaningless.
+	Scrape Scrape
+	// Port of the pods that serves it; 0 is that of the function's Service.
+	Port int32
 }
 
 // Function is what the Store needs to know of a Function.
@@ -44,6 +47,8 @@ type Function struct {
 	Window time.Duration
 	// Rule says who counts.
 	Rule Rule
+	// Workload that is scaled, and Service in front of it, for which the same values are served.
+	Workload, Service Object
 }
 
 // NewFunction reads fn.
@@ -53,10 +58,25 @@ func NewFunction(fn *v1alpha1.Function) Function {
 	case traffic == nil:
 	case fn.IsProxied():
 		f.Rule.Proxied = true
-	case traffic.PodMetrics != nil && traffic.PodMetrics.Requests != "":
-		f.Rule = Rule{ByPods: true, Gauge: traffic.PodMetrics.InFlight != "", PodMetrics: *traffic.PodMetrics}
+	case traffic.PodMetrics != nil:
+		f.Rule = podRule(traffic.PodMetrics)
 	}
 	return f
+}
+
+// podRule is the Rule of a function whose pods count by pm.
+func podRule(pm *v1alpha1.PodMetrics) Rule {
+	r := Rule{ByPods: true, Gauge: pm.InFlight != "", Port: pm.Port, Scrape: Scrape{
+		TLS: pm.Scheme == "HTTPS", Path: cmp.Or(pm.Path, "/metrics"), Preset: pm.Preset,
+		Requests: pm.Requests, InFlight: pm.InFlight, Duration: pm.Duration,
+	}}
+	if pm.TLS != nil {
+		r.Scrape.InsecureSkipVerify, r.Scrape.ServerName = pm.TLS.InsecureSkipVerify, pm.TLS.ServerName
+		if pm.TLS.CARef != nil {
+			r.Scrape.CASecret = pm.TLS.CARef.Name
+		}
+	}
+	return r
 }
 
 // amount is one summand of a metric: a counter of the sources of one kind.

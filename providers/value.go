@@ -19,6 +19,8 @@ type Info struct {
 	Labels map[string]string
 	// Metrics that somebody counts for the function.
 	Metrics []string
+	// Workload and Service of the function.
+	Workload, Service Object
 }
 
 // Info tells of one function; ErrNoFunction if there is none of that name.
@@ -33,7 +35,7 @@ func (s *Store) Info(name types.NamespacedName) (Info, error) {
 }
 
 func (f *function) info() Info {
-	return Info{Name: f.Name, Labels: f.Labels, Metrics: f.Rule.Counts()}
+	return Info{Name: f.Name, Labels: f.Labels, Metrics: f.Rule.Counts(), Workload: f.Workload, Service: f.Service}
 }
 
 // List tells of all functions of a namespace, in the order of their names.

@@ -9,15 +9,13 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
-
-	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
 var (
 	hello   = types.NamespacedName{Namespace: "default", Name: "hello"}
 	proxied = Function{Name: hello, Window: 30 * time.Second, Rule: Rule{Proxied: true}}
 	direct  = Function{Name: hello, Window: 30 * time.Second, Rule: Rule{
-		ByPods: true, Gauge: true, PodMetrics: v1alpha1.PodMetrics{Requests: "calls_total", InFlight: "calls"},
+		ByPods: true, Gauge: true, Scrape: Scrape{Path: "/metrics", Requests: "calls_total", InFlight: "calls"},
 	}}
 )
 

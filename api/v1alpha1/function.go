@@ -2,10 +2,12 @@ package v1alpha1
 
 import (
 	"math"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -20,6 +22,16 @@ func (f *Function) WorkloadName() string {
 		return f.Spec.WorkloadRef.Name
 	}
 	return f.Name
+}
+
+// Workload is the kind of the workload that is scaled and the resource of that kind.
+func (f *Function) Workload() (schema.GroupVersionKind, schema.GroupResource) {
+	kind := schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"}
+	if ref := f.Spec.WorkloadRef; ref != nil && ref.Kind != "" {
+		kind.Kind = ref.Kind
+	}
+	// The CRD admits Deployments and StatefulSets alone.
+	return kind, schema.GroupResource{Group: kind.Group, Resource: strings.ToLower(kind.Kind) + "s"}
 }
 
 // ServiceName is the name of the function's own Service, or "" when requests do not come over HTTP.

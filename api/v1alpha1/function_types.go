@@ -38,10 +38,10 @@ type FunctionList struct {
 
 // FunctionSpec says what the function runs as, how requests reach it, and what it scales on.
 //
-// +kubebuilder:validation:XValidation:rule="self.scale.minReplicas > 0 || has(self.traffic)",message="spec.scale.minReplicas 0 needs spec.traffic, because nothing else can wake the function in this version; set spec.traffic or minReplicas of at least 1"
-// +kubebuilder:validation:XValidation:rule="self.scale.minReplicas > 0 || !has(self.traffic) || self.traffic.mode == 'Proxied' || has(self.traffic.podMetrics)",message="spec.scale.minReplicas 0 in mode Direct needs spec.traffic.podMetrics.requests, because past the gate only the pods can tell that they are idle; set podMetrics, or mode Proxied"
-// +kubebuilder:validation:XValidation:rule="!has(self.metrics) || !self.metrics.exists(m, has(m.requestRate)) || (has(self.traffic) && (self.traffic.mode == 'Proxied' || has(self.traffic.podMetrics)))",message="spec.metrics[].requestRate needs someone who counts: set spec.traffic.mode Proxied, or spec.traffic.podMetrics.requests"
-// +kubebuilder:validation:XValidation:rule="!has(self.metrics) || !self.metrics.exists(m, has(m.concurrency)) || (has(self.traffic) && (self.traffic.mode == 'Proxied' || (has(self.traffic.podMetrics) && has(self.traffic.podMetrics.inFlight))))",message="spec.metrics[].concurrency needs someone who counts: set spec.traffic.mode Proxied, or name a gauge in spec.traffic.podMetrics.inFlight"
+// +kubebuilder:validation:XValidation:rule="self.scale.minReplicas > 0 || has(self.traffic) || (has(self.metrics) && self.metrics.exists(m, has(m.prometheus)))",message="spec.scale.minReplicas 0 needs something that wakes the function: set spec.traffic, a metric of another source in spec.metrics, or minReplicas of at least 1"
+// +kubebuilder:validation:XValidation:rule="self.scale.minReplicas > 0 || !has(self.traffic) || self.traffic.mode == 'Proxied' || has(self.traffic.podMetrics)",message="spec.scale.minReplicas 0 in mode Direct needs spec.traffic.podMetrics, because past the gate only the pods can tell that they are idle; set podMetrics, or mode Proxied"
+// +kubebuilder:validation:XValidation:rule="!has(self.metrics) || !self.metrics.exists(m, has(m.requestRate)) || (has(self.traffic) && (self.traffic.mode == 'Proxied' || has(self.traffic.podMetrics)))",message="spec.metrics[].requestRate needs someone who counts: set spec.traffic.mode Proxied, or spec.traffic.podMetrics"
+// +kubebuilder:validation:XValidation:rule="!has(self.metrics) || !self.metrics.exists(m, has(m.concurrency)) || (has(self.traffic) && (self.traffic.mode == 'Proxied' || (has(self.traffic.podMetrics) && (has(self.traffic.podMetrics.inFlight) || has(self.traffic.podMetrics.duration) || has(self.traffic.podMetrics.preset)))))",message="spec.metrics[].concurrency needs someone who counts: set spec.traffic.mode Proxied, or name a gauge in spec.traffic.podMetrics.inFlight or a histogram in podMetrics.duration"
 // +kubebuilder:validation:XValidation:rule="!has(self.scale.behavior) || (has(self.metrics) && size(self.metrics) > 0)",message="spec.scale.behavior shapes how spec.metrics scale and there are none; set a metric or remove behavior"
 // +kubebuilder:validation:XValidation:rule="has(self.workloadRef) == has(oldSelf.workloadRef) && (!has(self.workloadRef) || self.workloadRef == oldSelf.workloadRef)",message="spec.workloadRef cannot be changed, because the old workload may be asleep; delete the Function, which wakes it, and create it anew"
 type FunctionSpec struct {
@@ -63,6 +63,7 @@ type FunctionSpec struct {
 	// +kubebuilder:validation:MaxItems=8
 	// +kubebuilder:validation:XValidation:rule="self.filter(m, has(m.requestRate)).size() <= 1",message="spec.metrics may hold one requestRate; remove the others"
 	// +kubebuilder:validation:XValidation:rule="self.filter(m, has(m.concurrency)).size() <= 1",message="spec.metrics may hold one concurrency; remove the others"
+	// +kubebuilder:validation:XValidation:rule="self.all(m, !has(m.prometheus) || self.filter(n, has(n.prometheus) && n.prometheus.name == m.prometheus.name).size() == 1)",message="each of spec.metrics[].prometheus needs a name of its own; rename one"
 	Metrics []Metric `json:"metrics,omitempty"`
 
 	// Activation tunes how requests are held while the function wakes.
@@ -73,7 +74,7 @@ type FunctionSpec struct {
 
 // WorkloadRef names a workload in the Function's namespace.
 //
-// +kubebuilder:validation:XValidation:rule="self.apiVersion == 'apps/v1' && self.kind == 'Deployment'",message="spec.workloadRef must name an apps/v1 Deployment; other kinds are not served in this version"
+// +kubebuilder:validation:XValidation:rule="self.apiVersion == 'apps/v1' && self.kind in ['Deployment', 'StatefulSet']",message="spec.workloadRef must name a Deployment or a StatefulSet of apps/v1; other kinds are not served in this version"
 type WorkloadRef struct {
 	// APIVersion of the workload.
 	// +kubebuilder:default="apps/v1"
@@ -141,21 +142,28 @@ type ServiceRef struct {
 	Port *intstr.IntOrString `json:"port,omitempty"`
 }
 
-// PodMetrics says where the function's pods expose counts of their own requests, as Prometheus text over HTTP.
+// PodMetrics says where the function's pods expose counts of their own requests, in a Prometheus exposition over HTTP.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.preset)",message="spec.traffic.podMetrics.preset is not served in this version; name the counter in podMetrics.requests"
-// +kubebuilder:validation:XValidation:rule="has(self.requests)",message="spec.traffic.podMetrics.requests is required: the name of a counter of requests"
+// +kubebuilder:validation:XValidation:rule="has(self.requests) || has(self.preset)",message="spec.traffic.podMetrics needs requests, the name of a counter of requests, or preset, the names that a known runtime uses"
+// +kubebuilder:validation:XValidation:rule="!has(self.tls) || (has(self.scheme) && self.scheme == 'HTTPS')",message="spec.traffic.podMetrics.tls needs scheme HTTPS; set it or remove tls"
 type PodMetrics struct {
-	// Preset is reserved for the names that known runtimes use. Not served in this version.
+	// Preset fills in what is not set here with the names, the port and the path of a known runtime.
 	// +optional
-	Preset string `json:"preset,omitempty"`
-	// Port of the pod that serves the metrics. Default: the target port of the function's Service port.
+	Preset PodMetricsPreset `json:"preset,omitempty"`
+	// Scheme is HTTP or HTTPS. Default HTTP.
+	// +optional
+	// +kubebuilder:validation:Enum=HTTP;HTTPS
+	Scheme string `json:"scheme,omitempty"`
+	// TLS says how the pods' certificates are verified. Scheme HTTPS only. Default: against the system's authorities.
+	// +optional
+	TLS *PodMetricsTLS `json:"tls,omitempty"`
+	// Port of the pod that serves the metrics. Default: the preset's, else the target port of the function's Service port.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535
 	Port int32 `json:"port,omitempty"`
-	// Path of the metrics.
-	// +kubebuilder:default="/metrics"
+	// Path of the metrics. Default: the preset's, else /metrics.
+	// +optional
 	// +kubebuilder:validation:Pattern=`^/`
 	// +kubebuilder:validation:MaxLength=1024
 	Path string `json:"path,omitempty"`
@@ -170,6 +178,45 @@ type PodMetrics struct {
 	// +kubebuilder:validation:Pattern=`^[a-zA-Z_:][a-zA-Z0-9_:]*$`
 	// +kubebuilder:validation:MaxLength=200
 	InFlight string `json:"inFlight,omitempty"`
+	// Duration is the name of a histogram or summary of the requests' durations in seconds, of which the _sum and the
+	// _count are read. Without InFlight, requests_in_flight is the increase of its sum.
+	// +optional
+	// +kubebuilder:validation:Pattern=`^[a-zA-Z_:][a-zA-Z0-9_:]*$`
+	// +kubebuilder:validation:MaxLength=200
+	Duration string `json:"duration,omitempty"`
+}
+
+// PodMetricsPreset names a runtime whose metrics are known.
+//
+// +kubebuilder:validation:Enum=Kubeless;OpenTelemetry;Istio;Envoy;Generic
+type PodMetricsPreset string
+
+const (
+	// Kubeless is the runtimes of Kubeless: function_calls_total and function_duration_seconds at :8080/metrics.
+	Kubeless PodMetricsPreset = "Kubeless"
+	// OpenTelemetry is the semantic conventions for HTTP servers, as the SDKs' Prometheus exporters write them, at
+	// :9464/metrics.
+	OpenTelemetry PodMetricsPreset = "OpenTelemetry"
+	// Istio is the sidecar of Istio, at :15090/stats/prometheus. Only requests to the pod count, not those from it.
+	Istio PodMetricsPreset = "Istio"
+	// Envoy is a plain Envoy beside the function, at /stats/prometheus.
+	Envoy PodMetricsPreset = "Envoy"
+	// Generic is the names that many libraries and frameworks use.
+	Generic PodMetricsPreset = "Generic"
+)
+
+// PodMetricsTLS says how the pods' certificates are verified.
+type PodMetricsTLS struct {
+	// InsecureSkipVerify takes any certificate.
+	// +optional
+	InsecureSkipVerify bool `json:"insecureSkipVerify,omitempty"`
+	// ServerName that the certificates are for. Default: the pod's address.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	ServerName string `json:"serverName,omitempty"`
+	// CARef names a Secret in the Function's namespace whose key ca.crt holds the authorities, in PEM.
+	// +optional
+	CARef *SecretRef `json:"caRef,omitempty"`
 }
 
 // Scale bounds the replicas of the workload.
@@ -198,9 +245,8 @@ type Scale struct {
 // Metric is one thing to scale on; exactly one member is set.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.kafkaLag)",message="spec.metrics[].kafkaLag is not served in this version; remove it"
-// +kubebuilder:validation:XValidation:rule="!has(self.prometheus)",message="spec.metrics[].prometheus is not served in this version; remove it"
 // +kubebuilder:validation:XValidation:rule="!has(self.resource)",message="spec.metrics[].resource is not served in this version; remove it"
-// +kubebuilder:validation:XValidation:rule="[has(self.requestRate), has(self.concurrency), has(self.kafkaLag), has(self.prometheus), has(self.resource)].filter(x, x).size() == 1",message="each of spec.metrics sets exactly one of requestRate, concurrency"
+// +kubebuilder:validation:XValidation:rule="[has(self.requestRate), has(self.concurrency), has(self.kafkaLag), has(self.prometheus), has(self.resource)].filter(x, x).size() == 1",message="each of spec.metrics sets exactly one of requestRate, concurrency, prometheus"
 type Metric struct {
 	// RequestRate scales on requests per second.
 	// +optional
@@ -211,7 +257,7 @@ type Metric struct {
 	// KafkaLag scales on the lag of a consumer group. Not served in this version.
 	// +optional
 	KafkaLag *KafkaLagMetric `json:"kafkaLag,omitempty"`
-	// Prometheus scales on the result of an instant query. Not served in this version.
+	// Prometheus scales on the answer of an instant query.
 	// +optional
 	Prometheus *PrometheusMetric `json:"prometheus,omitempty"`
 	// Resource scales on the pods' use of CPU or memory. Not served in this version.
@@ -263,16 +309,39 @@ type SecretRef struct {
 	Name string `json:"name"`
 }
 
-// PrometheusMetric scales on an instant query. Not served in this version.
+// PrometheusMetric scales on the answer of an instant query.
 type PrometheusMetric struct {
-	// Name under which the value is served.
+	// Name under which the value is served as a custom metric.
+	// +kubebuilder:validation:Pattern=`^[a-zA-Z_][a-zA-Z0-9_:.-]*$`
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:XValidation:rule="!(self in ['requests_per_second', 'requests_in_flight', 'request_duration_seconds', 'idle_seconds']) && !self.startsWith('kafka_')",message="spec.metrics[].prometheus.name is a name that Sluice gives to a metric of its own; choose another"
 	Name string `json:"name"`
-	// Server is the base URL of the Prometheus server.
+	// Server is the base URL of the Prometheus server, http or https.
+	// +kubebuilder:validation:Pattern=`^https?://[^/?#@]+(/[^?#]*)?$`
+	// +kubebuilder:validation:MaxLength=512
 	Server string `json:"server"`
-	// Query in PromQL, with one number as its answer.
+	// Query in PromQL, with one number as its answer: a scalar, or a vector of one element. {{.Namespace}} and
+	// {{.Function}} in it stand for the Function's own.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=4096
 	Query string `json:"query"`
 	// Target per replica.
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) > 0 : quantity(string(self)).isGreaterThan(quantity('0'))",message="spec.metrics[].prometheus.target must be above 0"
 	Target resource.Quantity `json:"target"`
+	// Activation is the value above which the function is awake: a sleeping one wakes, and one that is awake does not go
+	// to sleep. Default 0.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) >= 0 : !quantity(string(self)).isLessThan(quantity('0'))",message="spec.metrics[].prometheus.activation must not be below 0"
+	Activation *resource.Quantity `json:"activation,omitempty"`
+	// EmptyIs says what an answer without any element means. Unknown holds the scale; Zero is for queries whose series
+	// exist only while there is something to count. Default Unknown.
+	// +optional
+	// +kubebuilder:validation:Enum=Unknown;Zero
+	EmptyIs string `json:"emptyIs,omitempty"`
+	// AuthRef names a Secret in the Function's namespace with the credentials for Server: username and password, or
+	// bearerToken, and for TLS ca.crt, tls.crt and tls.key.
+	// +optional
+	AuthRef *SecretRef `json:"authRef,omitempty"`
 }
 
 // ResourceMetric scales on CPU or memory. Not served in this version.

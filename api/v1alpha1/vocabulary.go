@@ -31,6 +31,8 @@ const (
 	RequestsPerSecond = "requests_per_second"
 	// RequestsInFlight is the mean number of requests that were held or being served, over DefaultWindow.
 	RequestsInFlight = "requests_in_flight"
+	// RequestDurationSeconds is the mean duration of the requests that ended, over the window of requests_per_second.
+	RequestDurationSeconds = "request_duration_seconds"
 	// IdleSeconds is how long no request has started or been in flight, in seconds: 0 while any is. It is a lower
 	// bound: nothing is claimed of the time before the adapter began to look.
 	IdleSeconds = "idle_seconds"

@@ -57,8 +57,8 @@ func podEndpoint(address, path string, ready, expected, isNew bool) providers.En
 	host := address[:len(address)-len(":8080")]
 	return providers.Endpoint{
 		Target: providers.Target{
-			Kind: providers.Pod, Function: hello, UID: types.UID("uid-" + host), Address: address, Path: path,
-			Requests: "calls_total", InFlight: "calls",
+			Kind: providers.Pod, Function: hello, UID: types.UID("uid-" + host), Address: address,
+			Scrape: providers.Scrape{Path: path, Requests: "calls_total", InFlight: "calls"},
 		},
 		Ready: ready, Expected: expected, New: isNew,
 	}
@@ -126,7 +126,7 @@ func TestActivatorEndpoints(t *testing.T) {
 	s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: new("http"), Port: new(int32(8080))})
 	target := func(host string, ready bool) providers.Endpoint {
 		return providers.Endpoint{Target: providers.Target{
-			Kind: providers.Activator, UID: types.UID("uid-" + host), Address: host + ":9090", Path: "/metrics",
+			Kind: providers.Activator, UID: types.UID("uid-" + host), Address: host + ":9090", Scrape: providers.Scrape{Path: "/metrics"},
 		}, Ready: ready, Expected: true}
 	}
 	want := []providers.Endpoint{target("10.0.0.1", true), target("10.0.0.2", false), target("10.0.0.3", false)}

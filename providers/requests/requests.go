@@ -74,7 +74,7 @@ func measure(
 	ctx context.Context, client *http.Client, t providers.Target, limit int64,
 	decode func(io.Reader) (*providers.Measurement, error),
 ) (*providers.Measurement, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+t.Address+t.Path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+t.Address+t.Scrape.Path, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -166,9 +166,9 @@ func decodeActivator(body io.Reader) (*providers.Measurement, error) {
 // decodePod reads a pod's exposition: the sums over all labels of the counter and the gauge that t names. A counter
 // that is not there yet has counted nothing.
 func decodePod(body io.Reader, t providers.Target) (*providers.Measurement, error) {
-	names := []string{t.Requests, startTime}
-	if t.InFlight != "" {
-		names = append(names, t.InFlight)
+	names := []string{t.Scrape.Requests, startTime}
+	if t.Scrape.InFlight != "" {
+		names = append(names, t.Scrape.InFlight)
 	}
 	samples, err := decode(body, names...)
 	if err != nil {
@@ -178,7 +178,7 @@ func decodePod(body io.Reader, t providers.Target) (*providers.Measurement, erro
 	if err != nil {
 		return nil, err
 	}
-	reading := providers.Reading{Started: samples.sum(t.Requests), InFlight: samples.sum(t.InFlight)}
+	reading := providers.Reading{Started: samples.sum(t.Scrape.Requests), InFlight: samples.sum(t.Scrape.InFlight)}
 	return &providers.Measurement{
 		Start:     start,
 		Functions: map[types.NamespacedName]providers.Reading{t.Function: reading},

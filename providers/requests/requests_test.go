@@ -94,7 +94,7 @@ func TestDecodeActivator(t *testing.T) {
 }
 
 func TestDecodePod(t *testing.T) {
-	target := providers.Target{Kind: providers.Pod, Function: hello, Requests: "function_calls_total", InFlight: "calls_now"}
+	target := providers.Target{Kind: providers.Pod, Function: hello, Scrape: providers.Scrape{Requests: "function_calls_total", InFlight: "calls_now"}}
 	tests := []struct {
 		name string
 		body string
@@ -118,7 +118,7 @@ func TestDecodePod(t *testing.T) {
 			name: "count of a histogram",
 			body: "# TYPE request_seconds histogram\nrequest_seconds_bucket{le=\"1\"} 1\nrequest_seconds_bucket{le=\"+Inf\"} 4\n" +
 				"request_seconds_sum 9\nrequest_seconds_count 4\n",
-			t:    providers.Target{Kind: providers.Pod, Function: hello, Requests: "request_seconds_count"},
+			t:    providers.Target{Kind: providers.Pod, Function: hello, Scrape: providers.Scrape{Requests: "request_seconds_count"}},
 			want: providers.Reading{Started: 4},
 		},
 		{
@@ -149,7 +149,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add("function_calls_total{a=\"\\\\\\n\"} 1 2\n{\"function_calls_total\"} 3\n")
 	f.Add("function_calls_total -0\nprocess_start_time_seconds 1e300\n")
 	f.Fuzz(func(t *testing.T, body string) {
-		target := providers.Target{Kind: providers.Pod, Function: hello, Requests: "function_calls_total", InFlight: "calls"}
+		target := providers.Target{Kind: providers.Pod, Function: hello, Scrape: providers.Scrape{Requests: "function_calls_total", InFlight: "calls"}}
 		check := func(m *providers.Measurement, err error) {
 			t.Helper()
 			if err != nil {
@@ -290,8 +290,8 @@ func TestMeasure(t *testing.T) {
 
 func podTarget(server *httptest.Server) providers.Target {
 	return providers.Target{
-		Kind: providers.Pod, Function: hello, Address: strings.TrimPrefix(server.URL, "http://"), Path: "/metrics",
-		Requests: "calls_total",
+		Kind: providers.Pod, Function: hello, Address: strings.TrimPrefix(server.URL, "http://"),
+		Scrape: providers.Scrape{Path: "/metrics", Requests: "calls_total"},
 	}
 }
 

@@ -24,7 +24,7 @@ func activatorEndpoints(slices []*discoveryv1.EndpointSlice) []providers.Endpoin
 		}
 		endpoints = append(endpoints, providers.Endpoint{
 			Target: providers.Target{
-				Kind: providers.Activator, UID: p.UID, Address: address(p.Address, p.Port), Path: activatorPath,
+				Kind: providers.Activator, UID: p.UID, Address: address(p.Address, p.Port), Scrape: providers.Scrape{Path: activatorPath},
 			},
 			Ready:    p.Ready,
 			Expected: true,
@@ -40,24 +40,20 @@ func podEndpoints(fn *v1alpha1.Function, slices []*discoveryv1.EndpointSlice) []
 	if !function.Rule.ByPods {
 		return nil
 	}
-	by := function.Rule.PodMetrics
+	rule := function.Rule
 	var endpoints []providers.Endpoint
 	for _, p := range v1alpha1.PodEndpoints(slices, servicePort(fn, slices)) {
-		port := by.Port
+		port := rule.Port
 		if port == 0 {
 			port = p.Port
 		}
 		if port == 0 {
 			continue // nothing is known to listen there yet
 		}
-		path := by.Path
-		if path == "" {
-			path = "/metrics"
-		}
 		endpoints = append(endpoints, providers.Endpoint{
 			Target: providers.Target{
 				Kind: providers.Pod, Function: function.Name, UID: p.UID, Address: address(p.Address, port),
-				Path: path, Requests: by.Requests, InFlight: by.InFlight,
+				Scrape: rule.Scrape,
 			},
 			Ready:    p.Ready,
 			Expected: p.Ready || p.Terminating && p.Serving,
