@@ -1,0 +1,150 @@
+package providers
+
+import "github.com/sluice-dev/sluice/api/v1alpha1"
+
+// Names are the names under which a process may expose its figures. Of each list the first of which the exposition
+// has a sample is read, and no other: two of them often count the same requests.
+type Names struct {
+	// Requests are counters. Never empty for a Scrape of a Pod.
+	Requests []Series
+	// InFlight are gauges.
+	InFlight []Series
+	// Duration are histograms or summaries.
+	Duration []Distribution
+	// Except leaves out the series that have one of these labels with this value. A series without the label counts.
+	Except []Label
+}
+
+// Series is all series of one name, which are summed whatever their labels.
+type Series struct {
+	// Name of the samples, as the text formats write it: with _count or _sum where they are a histogram's.
+	Name string
+	// Scale makes requests or seconds of the samples.
+	Scale float64
+}
+
+// Distribution is a histogram or a summary of durations, by its sum, which is in seconds once scaled, and its count.
+type Distribution struct{ Sum, Count Series }
+
+// Label is a label with its value.
+type Label struct{ Name, Value string }
+
+// preset is what is known of a runtime.
+type preset struct {
+	Names
+	port int32 // 0: that of the function's Service
+	path string
+}
+
+// presets is the whole table. No gauge is read where our own scrape is one of the requests in flight, for then the
+// function would never be idle.
+var presets = map[v1alpha1.PodMetricsPreset]preset{
+	v1alpha1.Kubeless: {
+		port: 8080, path: "/metrics",
+		Names: Names{
+			Requests: counters("function_calls_total", "kubeless_calls_total"), // the latter by .NET
+			Duration: []Distribution{
+				seconds("function_duration_seconds"),
+				seconds("kubeless_function_duration_seconds"), seconds("kubeless_duration_seconds"),
+			},
+		},
+	},
+	v1alpha1.OpenTelemetry: {
+		port: 9464, path: "/metrics",
+		// The stable semantic conventions; then those before them, by exporters that add units to names and by others.
+		Names: Names{
+			Requests: counters("http_server_request_duration_seconds_count",
+				"http_server_duration_milliseconds_count", "http_server_duration_count"),
+			InFlight: counters("http_server_active_requests"),
+			Duration: []Distribution{
+				seconds("http_server_request_duration_seconds"),
+				milliseconds("http_server_duration_milliseconds"), milliseconds("http_server_duration"),
+			},
+		},
+	},
+	v1alpha1.Istio: {
+		port: 15090, path: "/stats/prometheus",
+		Names: Names{
+			Requests: counters("istio_requests_total"),
+			Duration: []Distribution{milliseconds("istio_request_duration_milliseconds")},
+			Except:   []Label{{"reporter", "source"}}, // the requests that the pod itself sends
+		},
+	},
+	v1alpha1.Envoy: {
+		path: "/stats/prometheus",
+		Names: Names{
+			Requests: counters("envoy_http_downstream_rq_total"),
+			InFlight: counters("envoy_http_downstream_rq_active"),
+			Duration: []Distribution{milliseconds("envoy_http_downstream_rq_time")},
+			Except: []Label{ // Envoy's own pages, our scrape among them
+				{"envoy_http_conn_manager_prefix", "admin"}, {"http_conn_manager_prefix", "admin"},
+			},
+		},
+	},
+	v1alpha1.Generic: {
+		path: "/metrics",
+		Names: Names{
+			Requests: counters(
+				"http_requests_total",                 // the guides of Prometheus, and whoever follows them
+				"http_request_duration_seconds_count", // the same, where only the histogram is kept
+				"http_requests_received_total",        // prometheus-net: ASP.NET Core
+				"http_server_requests_seconds_count",  // Micrometer: Spring Boot, Quarkus
+				"http_server_requests_total",          // Ruby's Rack collector
+				"http_server_request_duration_seconds_count", "http_server_duration_milliseconds_count", // OpenTelemetry
+				"flask_http_request_total", "starlette_requests_total", "django_http_requests_before_middlewares_total",
+			),
+			Duration: []Distribution{
+				seconds("http_request_duration_seconds"), seconds("http_server_requests_seconds"),
+				seconds("http_server_request_duration_seconds"), milliseconds("http_server_duration_milliseconds"),
+				seconds("flask_http_request_duration_seconds"), seconds("starlette_request_duration_seconds"),
+			},
+		},
+	},
+}
+
+func counters(names ...string) []Series {
+	s := make([]Series, len(names))
+	for i, name := range names {
+		s[i] = Series{Name: name, Scale: 1}
+	}
+	return s
+}
+
+func seconds(name string) Distribution      { return distribution(name, 1) }
+func milliseconds(name string) Distribution { return distribution(name, 1e-3) }
+
+func distribution(name string, scale float64) Distribution {
+	return Distribution{Sum: Series{Name: name + "_sum", Scale: scale}, Count: Series{Name: name + "_count", Scale: 1}}
+}
+
+// Names are those of the preset, with those that s names itself in their place. They are not to be written to.
+func (s Scrape) Names() Names {
+	n := presets[s.Preset].Names
+	if s.Requests != "" {
+		n.Requests = counters(s.Requests)
+	}
+	if s.InFlight != "" {
+		n.InFlight = counters(s.InFlight)
+	}
+	if s.Duration != "" {
+		n.Duration = []Distribution{seconds(s.Duration)}
+	}
+	return n
+}
+
+// HasInFlight tells whether a gauge of requests in flight is read.
+func (s Scrape) HasInFlight() bool { return s.InFlight != "" || len(presets[s.Preset].InFlight) > 0 }
+
+// HasDuration tells whether durations are read.
+func (s Scrape) HasDuration() bool { return s.Duration != "" || len(presets[s.Preset].Duration) > 0 }
+
+// PresetPort is the port at which the preset's runtime serves its metrics; 0 where that is the function's own.
+func (s Scrape) PresetPort() int32 { return presets[s.Preset].port }
+
+// PresetPath is the path at which the preset's runtime serves its metrics: "/metrics" unless it is known otherwise.
+func (s Scrape) PresetPath() string {
+	if path := presets[s.Preset].path; path != "" {
+		return path
+	}
+	return "/metrics"
+}
