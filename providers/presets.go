@@ -85,11 +85,11 @@ var presets = map[v1alpha1.PodMetricsPreset]preset{
 		path: "/metrics",
 		Names: Names{
 			Requests: counters(
-				"http_requests_total",                 // the guides of Prometheus, and whoever follows them
-				"http_request_duration_seconds_count", // the same, where only the histogram is kept
-				"http_requests_received_total",        // prometheus-net: ASP.NET Core
-				"http_server_requests_seconds_count",  // Micrometer: Spring Boot, Quarkus
-				"http_server_requests_total",          // Ruby's Rack collector
+				"http_requests_total",                                                                   // the guides of Prometheus, and whoever follows them
+				"http_request_duration_seconds_count",                                                   // the same, where only the histogram is kept
+				"http_requests_received_total",                                                          // prometheus-net: ASP.NET Core
+				"http_server_requests_seconds_count",                                                    // Micrometer: Spring Boot, Quarkus
+				"http_server_requests_total",                                                            // Ruby's Rack collector
 				"http_server_request_duration_seconds_count", "http_server_duration_milliseconds_count", // OpenTelemetry
 				"flask_http_request_total", "starlette_requests_total", "django_http_requests_before_middlewares_total",
 			),
