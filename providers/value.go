@@ -38,15 +38,25 @@ func (f *function) info() Info {
 	return Info{Name: f.Name, Labels: f.Labels, Metrics: f.Rule.Counts(), Workload: f.Workload, Service: f.Service}
 }
 
-// List tells of all functions of a namespace, in the order of their names.
+// List tells of all functions of a namespace, or of all namespaces where it is empty, in the order of their names.
 func (s *Store) List(namespace string) []Info {
 	s.mu.RLock()
-	infos := make([]Info, 0, len(s.namespaces[namespace]))
-	for _, f := range s.namespaces[namespace] {
-		infos = append(infos, f.info())
+	var infos []Info
+	if namespace == "" {
+		infos = make([]Info, 0, len(s.functions))
+		for _, f := range s.functions {
+			infos = append(infos, f.info())
+		}
+	} else {
+		infos = make([]Info, 0, len(s.namespaces[namespace]))
+		for _, f := range s.namespaces[namespace] {
+			infos = append(infos, f.info())
+		}
 	}
 	s.mu.RUnlock()
-	slices.SortFunc(infos, func(a, b Info) int { return cmp.Compare(a.Name.Name, b.Name.Name) })
+	slices.SortFunc(infos, func(a, b Info) int {
+		return cmp.Or(cmp.Compare(a.Name.Namespace, b.Name.Namespace), cmp.Compare(a.Name.Name, b.Name.Name))
+	})
 	return infos
 }
 
