@@ -19,7 +19,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	apiregistration "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset"
-	"sigs.k8s.io/custom-metrics-apiserver/pkg/cmd/options"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
@@ -35,10 +34,10 @@ type Options struct {
 	Reader Reader
 	// Namespace of the adapter's Service and of the Secret with its certificate. Default v1alpha1.SystemNamespace.
 	Namespace string
-	// Server has the generic API server's own options: address, authentication, authorization, audit, profiling. With a
+	// Server has the generic API server's own options: address, authentication, authorization, audit, profiling, tracing. With a
 	// certificate file set in it, the adapter issues no certificate and leaves the APIServices alone. Default
 	// NewServerOptions().
-	Server *options.CustomMetricsAdapterServerOptions
+	Server *ServerOptions
 	// Ready says why values cannot be given yet; the adapter is not ready while it does. Default: always ready.
 	Ready func() error
 	// Registry has the process's own metrics, which are served on /metrics beside the generic API server's. Default: a
@@ -56,17 +55,6 @@ type Options struct {
 	// CertSettle is the time between publishing a new CA and serving what it signed: what the API servers take to
 	// notice. Default 2s; negative is none.
 	CertSettle time.Duration
-}
-
-// NewServerOptions are the generic API server's options with the adapter's defaults.
-func NewServerOptions() *options.CustomMetricsAdapterServerOptions {
-	o := options.NewCustomMetricsAdapterServerOptions()
-	o.SecureServing.BindPort = 6443
-	o.SecureServing.ServerCert.CertDirectory = ""
-	// At the library's 10 s nearly every read of a HorizontalPodAutoscaler, every 15 s, costs a SubjectAccessReview.
-	o.Authorization.AllowCacheTTL = 5 * time.Minute
-	o.EnableMetrics = false // /metrics is ours, with the library's in it
-	return o
 }
 
 func (o Options) complete() (Options, error) {

@@ -1,14 +1,19 @@
 package adapter
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/pflag"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/sdk/resource"
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
@@ -19,20 +24,57 @@ import (
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/healthz"
+	genericoptions "k8s.io/apiserver/pkg/server/options"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/component-base/metrics/legacyregistry"
+	"k8s.io/component-base/tracing"
+	tracingapi "k8s.io/component-base/tracing/api/v1"
 	openapicommon "k8s.io/kube-openapi/pkg/common"
 	custommetrics "k8s.io/metrics/pkg/apis/custom_metrics/v1beta2"
 	"sigs.k8s.io/custom-metrics-apiserver/pkg/apiserver"
 	apiservermetrics "sigs.k8s.io/custom-metrics-apiserver/pkg/apiserver/metrics"
+	"sigs.k8s.io/custom-metrics-apiserver/pkg/cmd/options"
 	openapicore "sigs.k8s.io/custom-metrics-apiserver/pkg/generated/openapi/core"
 	openapicustommetrics "sigs.k8s.io/custom-metrics-apiserver/pkg/generated/openapi/custommetrics"
 	"sigs.k8s.io/custom-metrics-apiserver/pkg/provider"
 )
+
+// tracingService is the service's name in spans.
+const tracingService = "sluice-adapter"
+
+// ServerOptions are the generic API server's options: those that the library knows, and tracing, which it leaves out.
+type ServerOptions struct {
+	*options.CustomMetricsAdapterServerOptions
+	// Tracing names a file with a TracingConfiguration of apiserver.config.k8s.io. Default none: nothing is traced.
+	Tracing *genericoptions.TracingOptions
+}
+
+// NewServerOptions are the generic API server's options with the adapter's defaults.
+func NewServerOptions() *ServerOptions {
+	o := &ServerOptions{options.NewCustomMetricsAdapterServerOptions(), genericoptions.NewTracingOptions()}
+	o.SecureServing.BindPort = 6443
+	o.SecureServing.ServerCert.CertDirectory = ""
+	// At the library's 10 s nearly every read of a HorizontalPodAutoscaler, every 15 s, costs a SubjectAccessReview.
+	o.Authorization.AllowCacheTTL = 5 * time.Minute
+	o.EnableMetrics = false // /metrics is ours, with the library's in it
+	return o
+}
+
+// AddFlags adds a flag for each option to fs.
+func (o *ServerOptions) AddFlags(fs *pflag.FlagSet) {
+	o.CustomMetricsAdapterServerOptions.AddFlags(fs)
+	o.Tracing.AddFlags(fs)
+}
+
+// Validate says what is wrong with the options.
+func (o *ServerOptions) Validate() []error {
+	return append(o.CustomMetricsAdapterServerOptions.Validate(), o.Tracing.Validate()...)
+}
 
 // newServer builds the generic API server, and listens. It is what the library's own builder does, without its
 // self-signed certificates, its in-cluster client and its RESTMapper, which never learns of new kinds.
@@ -111,7 +153,29 @@ func applyOptions(o Options, config *genericapiserver.RecommendedConfig) error {
 	if err := o.Server.Features.ApplyTo(&config.Config, client, config.SharedInformerFactory); err != nil {
 		return fmt.Errorf("features: %w", err)
 	}
+	if err := applyTracing(o.Server.Tracing.ConfigFile, &config.Config); err != nil {
+		return fmt.Errorf("tracing: %w", err)
+	}
 	return nil
+}
+
+// applyTracing exports spans as file says, if there is one. It is what TracingOptions.ApplyTo does, which would call
+// this process "apiserver": the name of the API server in front of it, of which a trace has spans too.
+func applyTracing(file string, config *genericapiserver.Config) error {
+	if file == "" {
+		return nil
+	}
+	tracingConfig, err := genericoptions.ReadTracingConfiguration(file)
+	if err != nil {
+		return err
+	}
+	if errs := tracingapi.ValidateTracingConfiguration(tracingConfig, utilfeature.DefaultFeatureGate, nil); len(errs) > 0 {
+		return fmt.Errorf("%s: %w", file, errs.ToAggregate())
+	}
+	names := resource.WithAttributes(
+		attribute.String("service.name", tracingService), attribute.String("service.instance.id", config.APIServerID))
+	config.TracerProvider, err = tracing.NewProvider(context.Background(), tracingConfig, nil, []resource.Option{names})
+	return err
 }
 
 // delegateTo makes authentication and authorization ask the API server of o.Config. The library takes that from a
