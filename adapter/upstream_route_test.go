@@ -1,0 +1,161 @@
+package adapter
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apiserver/pkg/endpoints/request"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+	"github.com/sluice-dev/sluice/providers"
+)
+
+// routeWorld is a namespace with function hello, whose Deployment has another name and whose Service it shares with
+// function twin. Pod hello-1 counts its own requests.
+type routeWorld struct{}
+
+var (
+	deployments = schema.GroupResource{Group: "apps", Resource: "deployments"}
+	services    = schema.GroupResource{Resource: "services"}
+	helloInfo   = providers.Info{
+		Name: named("hello"), Labels: map[string]string{"team": "a"},
+		Metrics:  []string{v1alpha1.RequestsPerSecond, v1alpha1.IdleSeconds, "queue_depth"},
+		Workload: providers.Object{Resource: deployments, Name: "hello-v2", Labels: map[string]string{"app": "hello"}},
+		Service:  providers.Object{Resource: services, Name: "shared", Labels: map[string]string{"app": "shared"}},
+	}
+	twinInfo = providers.Info{
+		Name: named("twin"), Metrics: []string{v1alpha1.RequestsPerSecond},
+		Workload: providers.Object{Resource: deployments, Name: "twin", Labels: map[string]string{"app": "twin"}},
+		Service:  providers.Object{Resource: services, Name: "shared", Labels: map[string]string{"app": "shared"}},
+	}
+)
+
+func (routeWorld) Info(fn types.NamespacedName) (providers.Info, error) {
+	for _, info := range (routeWorld{}).List(fn.Namespace) {
+		if info.Name == fn {
+			return info, nil
+		}
+	}
+	return providers.Info{}, providers.ErrNoFunction
+}
+
+func (routeWorld) List(namespace string) []providers.Info {
+	if namespace == "default" || namespace == "" {
+		return []providers.Info{helloInfo, twinInfo}
+	}
+	return nil
+}
+
+func (routeWorld) Owner(namespace string, resource schema.GroupResource, name string) (providers.Info, error) {
+	switch {
+	case namespace != "default":
+	case resource == services && name == "shared":
+		return providers.Info{}, &providers.Ambiguous{Functions: []types.NamespacedName{helloInfo.Name, twinInfo.Name}}
+	case resource == deployments && name == "hello-v2":
+		return helloInfo, nil
+	case resource == deployments && name == "twin":
+		return twinInfo, nil
+	}
+	return providers.Info{}, providers.ErrNoFunction
+}
+
+func (routeWorld) Pods(namespace string) []providers.PodInfo {
+	if namespace != "default" {
+		return nil
+	}
+	return []providers.PodInfo{{
+		Pod: providers.Object{Name: "hello-1", Labels: map[string]string{"app": "hello"}}, Function: helloInfo.Name,
+	}}
+}
+
+func TestWhoseAQuestionIs(t *testing.T) {
+	const (
+		ours    = "ours"
+		theirs  = "theirs"
+		library = "library" // answers itself: no question of a value, or one that is not well formed
+		custom  = "/apis/custom.metrics.k8s.io/v1beta2/"
+		ns      = custom + "namespaces/default/"
+		ext     = "/apis/external.metrics.k8s.io/v1beta1/namespaces/default/"
+	)
+	tests := []struct{ name, path, want string }{
+		{"a function", ns + "functions.sluice.dev/hello/requests_per_second", ours},
+		{"a function that is not there", ns + "functions.sluice.dev/nobody/requests_per_second", ours},
+		{"a function's metric that nobody has", ns + "functions.sluice.dev/hello/zzz", ours},
+		{"all functions", ns + "functions.sluice.dev/*/zzz", ours},
+		{"all functions of all namespaces", custom + "functions.sluice.dev/*/requests_per_second", ours},
+
+		{"its workload", ns + "deployments.apps/hello-v2/requests_per_second", ours},
+		{"its workload, a reserved name that nobody counts", ns + "deployments.apps/hello-v2/request_duration_seconds", ours},
+		{"its workload, its query", ns + "deployments.apps/hello-v2/queue_depth", ours},
+		{"its workload, another metric", ns + "deployments.apps/hello-v2/cpu_temperature", theirs},
+		{"another workload", ns + "deployments.apps/other/requests_per_second", theirs},
+		{"a workload of the function's name", ns + "deployments.apps/hello/requests_per_second", theirs},
+		{"another kind of its workload's name", ns + "statefulsets.apps/hello-v2/requests_per_second", theirs},
+		{"its workload's name in another namespace", custom + "namespaces/other/deployments.apps/hello-v2/requests_per_second", theirs},
+		{"a Service of two, a reserved name", ns + "services/shared/requests_per_second", ours},
+		{"a Service of two, the query of one", ns + "services/shared/queue_depth", ours},
+		{"a Service of two, another metric", ns + "services/shared/zzz", theirs},
+
+		{"its pod", ns + "pods/hello-1/requests_per_second", ours},
+		{"its pod, another metric", ns + "pods/hello-1/memory", theirs},
+		{"another pod", ns + "pods/other-1/requests_per_second", theirs},
+		{"by Kubeless", ns + "functions.kubeless.io/hello/requests_per_second", ours},
+		{"another function of Kubeless", ns + "functions.kubeless.io/other/requests_per_second", theirs},
+
+		{"pods by a selector that matches one of ours", ns + "pods/*/requests_per_second?labelSelector=app%3Dhello", ours},
+		{"pods by a selector that matches none of ours", ns + "pods/*/requests_per_second?labelSelector=app%3Dother", theirs},
+		{"pods, another metric", ns + "pods/*/memory?labelSelector=app%3Dhello", theirs},
+		{"pods in a namespace without functions", custom + "namespaces/other/pods/*/requests_per_second", theirs},
+		{"workloads, a query that the match has", ns + "deployments.apps/*/queue_depth?labelSelector=app%3Dhello", ours},
+		{"workloads, a query that only the other has", ns + "deployments.apps/*/queue_depth?labelSelector=app%3Dtwin", theirs},
+		{"workloads of another kind", ns + "statefulsets.apps/*/requests_per_second", theirs},
+		{"Services by a selector", ns + "services/*/requests_per_second?labelSelector=app%3Dshared", ours},
+		{"by Kubeless and a selector", ns + "functions.kubeless.io/*/requests_per_second?labelSelector=team%3Da", ours},
+		{"workloads of all namespaces", custom + "deployments.apps/*/queue_depth?labelSelector=app%3Dhello", ours},
+
+		{"a namespace, reserved", ns + "metrics/requests_per_second", ours},
+		{"a namespace, another metric", ns + "metrics/quota_used", theirs},
+		{"a node", custom + "nodes/a/requests_per_second", theirs},
+		{"all nodes", custom + "nodes/*/requests_per_second", theirs},
+
+		{"external of a function", ext + "queue_depth?labelSelector=function%3Dhello", ours},
+		{"external of one of several", ext + "queue_depth?labelSelector=function+in+(x,hello)", ours},
+		{"external, reserved", ext + "requests_in_flight?labelSelector=function%3Dhello", ours},
+		{"external of a function, another metric", ext + "s0-kafka-orders?labelSelector=function%3Dhello", theirs},
+		{"external of a function that is not there", ext + "queue_depth?labelSelector=function%3Dnobody", theirs},
+		{"external of a function elsewhere", "/apis/external.metrics.k8s.io/v1beta1/namespaces/other/queue_depth?labelSelector=function%3Dhello", theirs},
+		{"external, all but a function", ext + "queue_depth?labelSelector=function%21%3Dhello", theirs},
+		{"external of KEDA", ext + "s0-cron?labelSelector=scaledobject.keda.sh%2Fname%3Dx", theirs},
+		{"external without a selector", ext + "requests_per_second", theirs},
+
+		{"a selector that cannot be read", ns + "pods/*/memory?labelSelector=a+b", library},
+		{"a watch", ns + "pods/*/memory?watch=true", library},
+		{"discovery", "/apis/custom.metrics.k8s.io/v1beta2", library},
+		{"no metric", ns + "pods/hello-1", library},
+		{"another group", "/apis/metrics.k8s.io/v1beta1/nodes/a", library},
+	}
+	resolver := request.RequestInfoFactory{APIPrefixes: sets.NewString("apis")}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := httptest.NewRequest(http.MethodGet, tt.path, nil)
+			info, err := resolver.NewRequestInfo(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := library
+			if q, ok := ask(info, r.URL.Query()); ok {
+				got = theirs
+				if q.ours(routeWorld{}) {
+					got = ours
+				}
+			}
+			if got != tt.want {
+				t.Errorf("%s is %s, want %s", tt.path, got, tt.want)
+			}
+		})
+	}
+}
