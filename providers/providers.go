@@ -127,13 +127,16 @@ type Reading struct {
 	// Absent is true when the exposition says nothing of the counter of requests: there may be nothing counted yet, or
 	// the counter has another name. Pods only.
 	Absent bool
+	// NoGauge is true when the exposition says nothing of the gauge of requests in flight, where one is asked for: there
+	// may be none. Pods only.
+	NoGauge bool
 }
 
 // Measurement is one complete answer of one target. A function that is absent from it reads zero.
 type Measurement struct {
 	// Value is the answer of a Query, which has no Functions.
 	Value float64
-	// Unchanged says that Functions are those of the target's last Measurement that was given to the Store.
+	// Unchanged says that Functions are those of the last Measurement of the target. They are there all the same.
 	Unchanged bool
 	// Start is when the process began; zero when the target does not say.
 	Start time.Time
@@ -237,8 +240,13 @@ const (
 	SourceError Reason = "SourceError"
 	// NoActivator means that no activator is listed, so that nobody can say what happens at the gate.
 	NoActivator Reason = "NoActivator"
+	// CounterMissing means that no pod of the function has ever exposed the counter that it is said to count by, so
+	// that nobody knows whether it has that name.
+	CounterMissing Reason = "CounterMissing"
 	// NotCounted means that nobody counts this metric for the function, as it is configured.
 	NotCounted Reason = "NotCounted"
+	// NoMetric means that there is no metric of that name.
+	NoMetric Reason = "NoMetric"
 )
 
 // Unknown is the error for a value that is not known. It is not zero.
@@ -247,11 +255,13 @@ type Unknown struct {
 	Reason Reason
 	// Source that is missing, where it is one: "activator 10.0.0.7:9090".
 	Source string
+	// Detail says what is missing, where the Reason alone does not: "no request ended in the window".
+	Detail string
 	// Age of what was last observed of Source. Set for Stale.
 	Age time.Duration
 	// Err is the last error of Source, if it had one.
 	Err error
-	// Remedy says what to do about NotCounted.
+	// Remedy says what to do about NotCounted and CounterMissing.
 	Remedy string
 }
 
@@ -267,9 +277,16 @@ func (u *Unknown) Error() string {
 		s = "no activator is listed, so nobody knows what happens at the gate"
 	case NotCounted:
 		s = "nobody counts it: " + u.Remedy
+	case NoMetric:
+		s = u.Detail
+	case CounterMissing:
+		s = u.Source + " " + u.Detail + ": " + u.Remedy
 	default:
 		s = "no data yet"
-		if u.Source != "" {
+		switch {
+		case u.Detail != "":
+			s = "no data: " + u.Detail
+		case u.Source != "":
 			s += ": " + u.Source + " has not been measured long enough"
 		}
 	}

@@ -11,16 +11,33 @@ import (
 
 // Rule says who counts a function's requests. It is the whole table:
 //
-//	             requests_per_second    requests_in_flight                        idle_seconds
-//	Proxied      activators: started    activators: busy seconds                  activators
-//	Direct, by   pods: their counter    pods: their gauge over time, and          activators and pods
-//	its pods                            activators: held seconds
-//	             -                      without a gauge: not counted
-//	neither      not counted            not counted                               not counted
+//	            requests_per_second   requests_in_flight                  request_duration_seconds   idle_seconds
+//	Proxied     activators: started   activators: busy seconds            not counted                activators
+//	Direct, by  pods: their counter   pods: their gauge over time, else   pods: seconds by number    activators
+//	its pods                          the increase of their durations;    of the requests that       and pods
+//	                                  and activators: held seconds        ended
+//	neither     not counted           not counted                         not counted                not counted
 //
 // A request of a Direct function that passed the gate is counted by the pod that answered it, never by both; held
 // ones are at no pod yet. Idleness looks at every signal there is, because any sign of activity is activity. All
-// activators must be known for any value: in both modes requests can be at the gate.
+// activators must be known for any value but durations: in both modes requests can be at the gate.
+//
+// # Pods that are missing
+//
+// A pod is missing when it is expected and has not answered twice yet, when its last answer is stale, or when the latest
+// attempt to ask it failed. Of three pods and more, one fifth may be missing, and always one. Then requests_per_second
+// and requests_in_flight are made of the other pods, as of the time at which those were seen; and each missing pod is
+// taken to have gone on, since its last answer or its appearance, at the larger of the mean that it had then and the
+// mean of the others. So the sum is never smaller than what was known. That goes for a minute after its last answer,
+// or its appearance; after that, or where more are missing, the value waits for the missing pods, and is unknown once
+// their answers are stale. request_duration_seconds is of the pods that answer, while one does. idle_seconds waits for
+// all: nothing is put to sleep on a guess.
+//
+// # Counters that are missing
+//
+// While no pod of the function has shown the counter that its requests are counted by, nothing by the pods is known,
+// and neither is idle_seconds: the name may be wrong. Once one has shown it, a pod without it has counted nothing. The
+// gauge is not asked where no pod has shown it; then durations stand in, if there are any.
 //
 // When the Rule of a live function changes, its values are measured anew from then on. Numbers of two rules are never
 // mixed.
@@ -29,8 +46,8 @@ type Rule struct {
 	Proxied bool
 	// ByPods is true when the function's pods count.
 	ByPods bool
-	// Gauge is true when they also have a gauge of requests in flight.
-	Gauge bool
+	// Gauge is true when they may also have a gauge of requests in flight, Duration when they may have durations.
+	Gauge, Duration bool
 	// Scrape is what the pods count by. A change of it makes their former numbers meaningless.
 	Scrape Scrape
 	// Port of the pods that serves it; 0 is that of the function's Service.
@@ -66,10 +83,12 @@ func NewFunction(fn *v1alpha1.Function) Function {
 
 // podRule is the Rule of a function whose pods count by pm.
 func podRule(pm *v1alpha1.PodMetrics) Rule {
-	r := Rule{ByPods: true, Gauge: pm.InFlight != "", Port: pm.Port, Scrape: Scrape{
-		TLS: pm.Scheme == "HTTPS", Path: cmp.Or(pm.Path, "/metrics"), Preset: pm.Preset,
+	r := Rule{ByPods: true, Scrape: Scrape{
+		TLS: pm.Scheme == "HTTPS", Preset: pm.Preset,
 		Requests: pm.Requests, InFlight: pm.InFlight, Duration: pm.Duration,
 	}}
+	r.Gauge, r.Duration = r.Scrape.HasInFlight(), r.Scrape.HasDuration()
+	r.Scrape.Path, r.Port = cmp.Or(pm.Path, r.Scrape.PresetPath()), cmp.Or(pm.Port, r.Scrape.PresetPort())
 	if pm.TLS != nil {
 		r.Scrape.InsecureSkipVerify, r.Scrape.ServerName = pm.TLS.InsecureSkipVerify, pm.TLS.ServerName
 		if pm.TLS.CARef != nil {
