@@ -147,6 +147,7 @@ func applyOptions(o Options, config *genericapiserver.RecommendedConfig) error {
 	if err := o.Server.Authorization.ApplyTo(&config.Authorization); err != nil {
 		return fmt.Errorf("delegated authorization: %w", err)
 	}
+	config.Authorization.Authorizer = broadFirst(config.Authorization.Authorizer)
 	if err := o.Server.Audit.ApplyTo(&config.Config); err != nil {
 		return fmt.Errorf("audit: %w", err)
 	}
