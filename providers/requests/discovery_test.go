@@ -2,11 +2,13 @@ package requests
 
 import (
 	"context"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -60,6 +62,7 @@ func podEndpoint(address, path string, ready, expected, isNew bool) providers.En
 			Kind: providers.Pod, Function: hello, UID: types.UID("uid-" + host), Address: address,
 			Scrape: providers.Scrape{Path: path, Requests: "calls_total", InFlight: "calls"},
 		},
+		Pod:   providers.Object{Kind: podKind, Resource: podResource, Name: "pod-" + host},
 		Ready: ready, Expected: expected, New: isNew,
 	}
 }
@@ -77,6 +80,15 @@ func TestPodEndpoints(t *testing.T) {
 		podEndpoint("10.0.0.2:8080", "/m", false, false, false),
 		podEndpoint("10.0.0.3:8080", "/m", false, true, false),
 		podEndpoint("10.0.0.4:8080", "/m", false, false, false),
+	}
+	onPort := func(port int, preset v1alpha1.PodMetricsPreset) []providers.Endpoint {
+		var es []providers.Endpoint
+		for _, e := range want {
+			e.Address = e.Address[:len(e.Address)-len("8080")] + strconv.Itoa(port)
+			e.Scrape.Preset = preset
+			es = append(es, e)
+		}
+		return es
 	}
 	tests := []struct {
 		name   string
@@ -97,14 +109,13 @@ func TestPodEndpoints(t *testing.T) {
 		{name: "own metrics port", change: func(fn *v1alpha1.Function) {
 			fn.Spec.Traffic.Service.Port = new(intstr.FromString("grpc"))
 			fn.Spec.Traffic.PodMetrics.Port = 9102
-		}, want: func() []providers.Endpoint {
-			var es []providers.Endpoint
-			for _, e := range want {
-				e.Address = e.Address[:len(e.Address)-len("8080")] + "9102"
-				es = append(es, e)
-			}
-			return es
-		}()},
+		}, want: onPort(9102, "")},
+		{name: "the preset's port", change: func(fn *v1alpha1.Function) {
+			fn.Spec.Traffic.PodMetrics.Preset = v1alpha1.OpenTelemetry
+		}, want: onPort(9464, v1alpha1.OpenTelemetry)},
+		{name: "own metrics port, before the preset's", change: func(fn *v1alpha1.Function) {
+			fn.Spec.Traffic.PodMetrics.Preset, fn.Spec.Traffic.PodMetrics.Port = v1alpha1.OpenTelemetry, 9102
+		}, want: onPort(9102, v1alpha1.OpenTelemetry)},
 		{name: "proxied: activators count", change: func(fn *v1alpha1.Function) {
 			fn.Spec.Traffic.Mode, fn.Spec.Traffic.PodMetrics = v1alpha1.Proxied, nil
 		}},
@@ -112,7 +123,8 @@ func TestPodEndpoints(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := podEndpoints(function(tt.change), []*discoveryv1.EndpointSlice{gate, pods})
+			fn := function(tt.change)
+			got := podEndpoints(fn, providers.NewFunction(fn), []*discoveryv1.EndpointSlice{gate, pods})
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Error("-want +got:\n" + diff)
 			}
@@ -186,14 +198,15 @@ type story struct {
 func newStory(t *testing.T, objects ...client.Object) *story {
 	t.Helper()
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{v1alpha1.AddToScheme, discoveryv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{
+		v1alpha1.AddToScheme, discoveryv1.AddToScheme, corev1.AddToScheme, appsv1.AddToScheme,
+	} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s := &story{t: t, sink: newRecorder(), api: fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
 		WithStatusSubresource(&v1alpha1.Function{}).
-		WithIndex(&v1alpha1.Function{}, functionsByService, functionService).
 		WithIndex(&discoveryv1.EndpointSlice{}, slicesByService, sliceService).Build()}
 	s.w = newWatcher(s.api, "sluice-system", s.sink)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -214,12 +227,20 @@ func newStory(t *testing.T, objects ...client.Object) *story {
 	return s
 }
 
+// must sends the event of a change that has been made to o.
 func (s *story) must(err error, o client.Object) {
 	s.t.Helper()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.w.changed(o)
+	kind, err := s.api.GroupVersionKindFor(o)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if kind.Kind == "EndpointSlice" {
+		kind = serviceKind
+	}
+	s.w.changed(kind, o)
 }
 
 func (s *story) eventually(what string, wrong func() string) {
