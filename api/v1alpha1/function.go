@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -53,8 +54,50 @@ func (f *Function) OwnedName() string { return "sluice-" + f.Name }
 // IsProxied tells whether the gate is always in the path of the function's Service sluice-<name>.
 func (f *Function) IsProxied() bool { return f.Spec.Traffic != nil && f.Spec.Traffic.Mode == Proxied }
 
-// MaySleep tells whether the function may have no replica.
-func (f *Function) MaySleep() bool { return f.Spec.Scale.MinReplicas == 0 && f.Spec.Traffic != nil }
+// MaySleep tells whether the function may have no replica: its minReplicas is 0, and there is something to wake it.
+func (f *Function) MaySleep() bool {
+	return f.Spec.Scale.MinReplicas == 0 && (f.Spec.Traffic != nil || len(f.ExternalMetrics()) > 0)
+}
+
+// ExternalMetric is a metric of a function that measures something else than its requests, such as what waits in a
+// queue. What it measures is there whether the function has a replica or not, and so it can wake the function.
+//
+// +kubebuilder:object:generate=false
+type ExternalMetric struct {
+	// Name of the metric, as the metrics API serves it for the Function.
+	Name string
+	// Target is the value per replica.
+	Target resource.Quantity
+	// Activation is the value above which the function is awake.
+	Activation resource.Quantity
+}
+
+// ExternalMetrics are those of spec.metrics, of whatever source, in their order.
+func (f *Function) ExternalMetrics() []ExternalMetric {
+	var all []ExternalMetric
+	for _, m := range f.Spec.Metrics {
+		if p := m.Prometheus; p != nil {
+			e := ExternalMetric{Name: p.Name, Target: p.Target}
+			if p.Activation != nil {
+				e.Activation = *p.Activation
+			}
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+// Replicas is the number of replicas that value asks for, by the formula of the HorizontalPodAutoscaler: value / target
+// rounded up, both in thousandths. 0 for a value of 0.
+func (m ExternalMetric) Replicas(value float64) int32 {
+	per := max(m.Target.MilliValue(), 1)
+	return int32(min(math.Ceil(math.Round(value*1000)/float64(per)), math.MaxInt32))
+}
+
+// IsActive tells whether value is above the activation, both in thousandths, as the metrics API serves values.
+func (m ExternalMetric) IsActive(value float64) bool {
+	return math.Round(value*1000) > math.Round(m.Activation.AsApproximateFloat64()*1000)
+}
 
 // IsSuperseded tells whether an older Function has the same workload, as the status says.
 func (f *Function) IsSuperseded() bool {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -69,5 +70,69 @@ func TestPatchTestFailed(t *testing.T) {
 		if got := PatchTestFailed(tt.err); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
+	}
+}
+
+func TestMaySleep(t *testing.T) {
+	queue := []Metric{{Prometheus: &PrometheusMetric{Name: "queue_depth", Target: resource.MustParse("20")}}}
+	for _, tt := range []struct {
+		name    string
+		traffic *Traffic
+		metrics []Metric
+		min     int32
+		want    bool
+	}{
+		{name: "requests wake it", traffic: &Traffic{}, want: true},
+		{name: "a queue wakes it", metrics: queue, want: true},
+		{name: "nothing wakes it"},
+		{name: "it must not", traffic: &Traffic{}, metrics: queue, min: 1},
+	} {
+		fn := Function{Spec: FunctionSpec{Traffic: tt.traffic, Metrics: tt.metrics, Scale: Scale{MinReplicas: tt.min}}}
+		if got := fn.MaySleep(); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestExternalMetric(t *testing.T) {
+	for _, tt := range []struct {
+		name               string
+		target, activation string
+		value              float64
+		wantReplicas       int32
+		wantActive         bool
+	}{
+		{name: "nothing", target: "20", activation: "0"},
+		{name: "anything", target: "20", activation: "0", value: 0.001, wantReplicas: 1, wantActive: true},
+		{name: "rounded up", target: "20", activation: "0", value: 41, wantReplicas: 3, wantActive: true},
+		{name: "a multiple", target: "20", activation: "0", value: 40, wantReplicas: 2, wantActive: true},
+		{name: "a multiple in tenths", target: "100m", activation: "0", value: 1.1, wantReplicas: 11, wantActive: true},
+		{name: "at the activation", target: "20", activation: "5", value: 5, wantReplicas: 1},
+		{name: "at an activation in tenths", target: "20", activation: "0.7", value: 0.7, wantReplicas: 1},
+		{name: "above the activation", target: "20", activation: "5", value: 5.001, wantReplicas: 1, wantActive: true},
+		{name: "more than fits", target: "1n", activation: "0", value: 1e300, wantReplicas: 1<<31 - 1, wantActive: true},
+	} {
+		m := ExternalMetric{Target: resource.MustParse(tt.target), Activation: resource.MustParse(tt.activation)}
+		if got := m.Replicas(tt.value); got != tt.wantReplicas {
+			t.Errorf("%s: Replicas(%v) = %d, want %d", tt.name, tt.value, got, tt.wantReplicas)
+		}
+		if got := m.IsActive(tt.value); got != tt.wantActive {
+			t.Errorf("%s: IsActive(%v) = %v, want %v", tt.name, tt.value, got, tt.wantActive)
+		}
+	}
+}
+
+func TestExternalMetrics(t *testing.T) {
+	fn := Function{Spec: FunctionSpec{Metrics: []Metric{
+		{Prometheus: &PrometheusMetric{Name: "b", Target: resource.MustParse("20"), Activation: new(resource.MustParse("5"))}},
+		{RequestRate: &RequestRateMetric{Target: resource.MustParse("50")}},
+		{Prometheus: &PrometheusMetric{Name: "a", Target: resource.MustParse("1")}},
+	}}}
+	want := []ExternalMetric{
+		{Name: "b", Target: resource.MustParse("20"), Activation: resource.MustParse("5")},
+		{Name: "a", Target: resource.MustParse("1")},
+	}
+	if diff := cmp.Diff(want, fn.ExternalMetrics()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

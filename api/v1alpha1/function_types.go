@@ -43,6 +43,7 @@ type FunctionList struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.metrics) || !self.metrics.exists(m, has(m.requestRate)) || (has(self.traffic) && (self.traffic.mode == 'Proxied' || has(self.traffic.podMetrics)))",message="spec.metrics[].requestRate needs someone who counts: set spec.traffic.mode Proxied, or spec.traffic.podMetrics"
 // +kubebuilder:validation:XValidation:rule="!has(self.metrics) || !self.metrics.exists(m, has(m.concurrency)) || (has(self.traffic) && (self.traffic.mode == 'Proxied' || (has(self.traffic.podMetrics) && (has(self.traffic.podMetrics.inFlight) || has(self.traffic.podMetrics.duration) || has(self.traffic.podMetrics.preset)))))",message="spec.metrics[].concurrency needs someone who counts: set spec.traffic.mode Proxied, or name a gauge in spec.traffic.podMetrics.inFlight or a histogram in podMetrics.duration"
 // +kubebuilder:validation:XValidation:rule="!has(self.scale.behavior) || (has(self.metrics) && size(self.metrics) > 0)",message="spec.scale.behavior shapes how spec.metrics scale and there are none; set a metric or remove behavior"
+// +kubebuilder:validation:XValidation:rule="has(self.traffic) || !has(self.activation) || ((!has(self.activation.timeout) || duration(self.activation.timeout) == duration('60s')) && (!has(self.activation.maxHeld) || self.activation.maxHeld == 1000) && (!has(self.activation.perReplica) || self.activation.perReplica == 100) && !has(self.activation.probe))",message="spec.activation is about requests that are held and there is no spec.traffic; set spec.traffic or remove activation"
 // +kubebuilder:validation:XValidation:rule="has(self.workloadRef) == has(oldSelf.workloadRef) && (!has(self.workloadRef) || self.workloadRef == oldSelf.workloadRef)",message="spec.workloadRef cannot be changed, because the old workload may be asleep; delete the Function, which wakes it, and create it anew"
 type FunctionSpec struct {
 	// WorkloadRef names what is scaled. Default: the apps/v1 Deployment with the Function's own name.
@@ -66,7 +67,7 @@ type FunctionSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(m, !has(m.prometheus) || self.filter(n, has(n.prometheus) && n.prometheus.name == m.prometheus.name).size() == 1)",message="each of spec.metrics[].prometheus needs a name of its own; rename one"
 	Metrics []Metric `json:"metrics,omitempty"`
 
-	// Activation tunes how requests are held while the function wakes.
+	// Activation tunes how requests are held while the function wakes. Only with traffic.
 	// +optional
 	// +kubebuilder:default={}
 	Activation Activation `json:"activation,omitempty"`
@@ -206,6 +207,8 @@ const (
 )
 
 // PodMetricsTLS says how the pods' certificates are verified.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.insecureSkipVerify) || !self.insecureSkipVerify || !has(self.caRef)",message="spec.traffic.podMetrics.tls.caRef verifies what insecureSkipVerify does not look at; remove one of the two"
 type PodMetricsTLS struct {
 	// InsecureSkipVerify takes any certificate.
 	// +optional
@@ -306,6 +309,8 @@ type KafkaLagMetric struct {
 // SecretRef names a Secret in the Function's namespace.
 type SecretRef struct {
 	// Name of the Secret.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
 	Name string `json:"name"`
 }
 
@@ -316,7 +321,8 @@ type PrometheusMetric struct {
 	// +kubebuilder:validation:MaxLength=63
 	// +kubebuilder:validation:XValidation:rule="!(self in ['requests_per_second', 'requests_in_flight', 'request_duration_seconds', 'idle_seconds']) && !self.startsWith('kafka_')",message="spec.metrics[].prometheus.name is a name that Sluice gives to a metric of its own; choose another"
 	Name string `json:"name"`
-	// Server is the base URL of the Prometheus server, http or https.
+	// Server is the base URL of the Prometheus server, http or https, without credentials, query or fragment.
+	// +kubebuilder:validation:XValidation:rule="isURL(self)",message="spec.metrics[].prometheus.server must be a URL"
 	// +kubebuilder:validation:Pattern=`^https?://[^/?#@]+(/[^?#]*)?$`
 	// +kubebuilder:validation:MaxLength=512
 	Server string `json:"server"`
@@ -324,6 +330,7 @@ type PrometheusMetric struct {
 	// {{.Function}} in it stand for the Function's own.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=4096
+	// +kubebuilder:validation:XValidation:rule="!self.replace('{{.Namespace}}', 'x').replace('{{.Function}}', 'x').contains('{{')",message="spec.metrics[].prometheus.query may hold {{.Namespace}} and {{.Function}}, written like that, and no other {{"
 	Query string `json:"query"`
 	// Target per replica.
 	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) > 0 : quantity(string(self)).isGreaterThan(quantity('0'))",message="spec.metrics[].prometheus.target must be above 0"

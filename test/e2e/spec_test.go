@@ -60,9 +60,9 @@ func badSpecs(s *story) {
 		{
 			name: "a workload of another kind",
 			edit: func(fn *v1alpha1.Function) {
-				fn.Spec.WorkloadRef = &v1alpha1.WorkloadRef{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "hello"}
+				fn.Spec.WorkloadRef = &v1alpha1.WorkloadRef{APIVersion: "apps/v1", Kind: "DaemonSet", Name: "hello"}
 			},
-			want: []string{"spec.workloadRef", "Deployment"},
+			want: []string{"spec.workloadRef", "Deployment or a StatefulSet"},
 		},
 		{
 			name: "behavior without a metric",
