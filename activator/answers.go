@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -101,7 +102,8 @@ func refuseTimeout(ex *exchange) *refusal {
 		// Not what the API server said: that is for the log, not for strangers.
 		sentence += "; the last attempt to wake it failed, for the reason that the activator's log gives"
 	} else {
-		sentence += fmt.Sprintf("; look at its pods: kubectl -n %s describe deployment %s", fn.key.Namespace, fn.object.Load().WorkloadName())
+		w := workloadOf(fn.object.Load())
+		sentence += fmt.Sprintf("; look at its pods: kubectl -n %s describe %s %s", w.name.Namespace, strings.ToLower(w.kind), w.name.Name)
 	}
 	return &refusal{
 		status: http.StatusGatewayTimeout, outcome: outcomeHoldTimeout, reason: "HoldTimeout", function: fn.key.String(),

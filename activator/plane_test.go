@@ -42,10 +42,10 @@ type plane struct {
 }
 
 // wakerFunc is a waker.
-type wakerFunc func(deployment types.NamespacedName, replicas int32) (bool, error)
+type wakerFunc func(workload types.NamespacedName, replicas int32) (bool, error)
 
-func (f wakerFunc) Wake(_ context.Context, d types.NamespacedName, n int32) (bool, error) {
-	return f(d, n)
+func (f wakerFunc) Wake(_ context.Context, w workload, n int32) (bool, error) {
+	return f(w.name, n)
 }
 
 // newPlane makes a plane. wake may be nil: then patches succeed and no pod appears.

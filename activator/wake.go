@@ -19,10 +19,27 @@ import (
 
 // waker wakes workloads. It is called from many goroutines, never twice at once for one function.
 type waker interface {
-	// Wake sets the Deployment to replicas if it has none, in one write. woken is false without an error when it had
-	// some, which is as good. ctx bounds the call.
-	Wake(ctx context.Context, deployment types.NamespacedName, replicas int32) (woken bool, err error)
+	// Wake sets w to replicas if it has none, in one write. woken is false without an error when it had some, which is
+	// as good. ctx bounds the call.
+	Wake(ctx context.Context, w workload, replicas int32) (woken bool, err error)
 }
+
+// workload is what a function runs as, of any kind that the CRD admits: all are of the group apps, and their scales
+// are patched in the same way.
+type workload struct {
+	kind, resource string // "Deployment", "deployments"
+	name           types.NamespacedName
+}
+
+func workloadOf(obj *v1alpha1.Function) workload {
+	kind, resource := obj.Workload()
+	return workload{
+		kind: kind.Kind, resource: resource.Resource,
+		name: types.NamespacedName{Namespace: obj.Namespace, Name: obj.WorkloadName()},
+	}
+}
+
+func (w workload) String() string { return w.kind + " " + w.name.String() }
 
 // How long after a patch the next one is sent while requests are held and no pod is ready. They are repeated because
 // "it has replicas" may be true of a function that is just being put to sleep, and because a scale to zero may come
@@ -142,12 +159,11 @@ func (q *queue) stillWaitingLocked() int {
 func (p *proxy) patch(fn *function, held int) (bool, error) {
 	obj := fn.object.Load()
 	replicas := obj.WakeReplicas(held)
-	deployment := types.NamespacedName{Namespace: obj.Namespace, Name: obj.WorkloadName()}
 	// No request's context: the patch serves all that are held, and must not end with the client that came first.
 	ctx, cancel := context.WithTimeout(context.Background(), p.patchTimeout)
 	defer cancel()
 	start := time.Now()
-	woken, err := p.waker.Wake(ctx, deployment, replicas)
+	woken, err := p.waker.Wake(ctx, workloadOf(obj), replicas)
 	p.metrics.coldStart.WithLabelValues("patch").Observe(time.Since(start).Seconds())
 
 	fn.queue.mu.Lock()
@@ -198,9 +214,9 @@ func newScaleClient(cfg *rest.Config) (*scaleClient, error) {
 }
 
 // Wake implements waker by a JSON patch on the scale subresource; see v1alpha1.WakePatch.
-func (c *scaleClient) Wake(ctx context.Context, deployment types.NamespacedName, replicas int32) (bool, error) {
+func (c *scaleClient) Wake(ctx context.Context, w workload, replicas int32) (bool, error) {
 	err := c.client.Patch(types.JSONPatchType).
-		Namespace(deployment.Namespace).Resource("deployments").Name(deployment.Name).SubResource("scale").
+		Namespace(w.name.Namespace).Resource(w.resource).Name(w.name.Name).SubResource("scale").
 		Body(v1alpha1.WakePatch(replicas)).
 		MaxRetries(0). // the caller repeats
 		Do(ctx).Error()
@@ -210,9 +226,9 @@ func (c *scaleClient) Wake(ctx context.Context, deployment types.NamespacedName,
 	case v1alpha1.PatchTestFailed(err):
 		return false, nil
 	case errors.Is(err, context.DeadlineExceeded):
-		return false, fmt.Errorf("patch scale of deployment %s: no answer in time: %w", deployment, err)
+		return false, fmt.Errorf("patch scale of %s: no answer in time: %w", w, err)
 	default:
-		return false, fmt.Errorf("patch scale of deployment %s: %w", deployment, err)
+		return false, fmt.Errorf("patch scale of %s: %w", w, err)
 	}
 }
 
