@@ -12,7 +12,7 @@ BUILD    := $(STATE)/build
 KUBECTL  ?= kubectl
 KUSTOMIZATION ?= manifests/base
 IMAGES   := activator adapter scaler function
-MODULES  := . test/cluster test/e2e
+MODULES  := . test/cluster test/e2e test/bench
 TOOL      = go tool -modfile=$(ROOT)/go.tools.mod
 CLUSTER   = go -C $(ROOT)/test/cluster run ./cmd/cluster
 # What runs in the test cluster's network: its API server, its Services and its pods are reachable only there.
@@ -34,9 +34,10 @@ demo-down: cluster-down ## end what demo left running
 
 ##@ Test
 .PHONY: test
-test: ## everything: check, integration and, as root, the stories on a real cluster
+test: ## everything: check, integration, benchmarks in small and, as root, the stories on a real cluster
 	@$(MAKE) check
 	@$(MAKE) integration
+	@$(MAKE) bench-short
 	@if [ "$$(id -u)" = 0 ] && [ "$$(uname -s)" = Linux ]; then $(MAKE) e2e; \
 	else \
 	  $(if $(RACE),,echo "NOT RUN: the race detector, which needs a C compiler. Run it with: sudo make unit";) \
@@ -81,6 +82,17 @@ e2e: deploy ## the stories of test/e2e on the test cluster (root, Debian); RUN=r
 cluster-stories: ## the test cluster itself: up, kill -9 of half of it, down, nothing left (root, Debian)
 	@echo "== stories of the test cluster"
 	@go -C test/cluster test -count=1 -v -tags cluster -timeout 10m -run TestFullCluster .
+
+.PHONY: bench-adapter
+bench-adapter: ## the adapter beside its floor, with FUNCTIONS=10000, READS=20000, IDLE=60s; no root (6 minutes)
+	@$(CLUSTER) build -dir $(STATE)
+	@go -C test/bench build -o $(BUILD)/bench-adapter ./adapter
+	@cd test/bench && $(BUILD)/bench-adapter -state $(STATE) -functions $(or $(FUNCTIONS),10000) -reads $(or $(READS),20000) -idle $(or $(IDLE),60s)
+
+.PHONY: bench-short
+bench-short: ## the benchmarks in small, to see that they run
+	@echo "== benchmarks in small: their figures mean nothing"
+	@$(MAKE) bench-adapter FUNCTIONS=100 READS=500 IDLE=3s
 
 .PHONY: lint
 lint: ## golangci-lint over every module
