@@ -2,23 +2,19 @@ package adapter
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"math"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/metrics/pkg/apis/custom_metrics"
 	"sigs.k8s.io/custom-metrics-apiserver/pkg/provider"
 
-	"github.com/sluice-dev/sluice/api/v1alpha1"
 	"github.com/sluice-dev/sluice/providers"
 )
 
@@ -27,141 +23,222 @@ import (
 type Reader interface {
 	// Info tells of one function, or returns providers.ErrNoFunction.
 	Info(function types.NamespacedName) (providers.Info, error)
-	// List tells of all functions in a namespace, in the order of their names.
+	// List tells of all functions in a namespace, or in all where it is empty, in the order of their names.
 	List(namespace string) []providers.Info
 	// Value returns a metric of a function. The error is providers.ErrNoFunction or a *providers.Unknown.
 	Value(function types.NamespacedName, metric string) (providers.Value, error)
+	// Owner tells of the function whose workload or Service the object is. The error is providers.ErrNoFunction or a
+	// *providers.Ambiguous.
+	Owner(namespace string, resource schema.GroupResource, name string) (providers.Info, error)
+	// Pods tells of all pods in a namespace that count their own requests, in the order of their names.
+	Pods(namespace string) []providers.PodInfo
+	// PodValue returns a metric of one pod. The error is providers.ErrNoPod, a *providers.Ambiguous or a
+	// *providers.Unknown.
+	PodValue(namespace, pod, metric string) (providers.Value, error)
 }
 
 var _ Reader = (*providers.Store)(nil)
 
-// served are the metrics of functions.sluice.dev. Discovery lists them whether there is a function or not: a group
-// without resources breaks kubectl.
-var served = []string{v1alpha1.RequestsPerSecond, v1alpha1.RequestsInFlight, v1alpha1.IdleSeconds}
-
-// functionMetrics is custom.metrics.k8s.io in terms of a Reader.
+// functionMetrics is custom.metrics.k8s.io and external.metrics.k8s.io in terms of a Reader.
 //
-// An answer that is not a value says why in words, which the HorizontalPodAutoscaler shows in its conditions:
-// 404 for what does not exist (resource, function, metric, or a metric that nobody counts for this function), 503 for
-// a value that is not known now. Never both nil.
+// An answer that is not a value says why in words, which the HorizontalPodAutoscaler shows in its condition
+// ScalingActive: 404 for what does not exist (object, function, metric, or a metric that nobody counts for this
+// function), 503 for a value that is not known now. Never both nil.
+//
+// What its controller makes of an answer (pkg/controller/podautoscaler of Kubernetes 1.37):
+//
+//	Object    exactly one item, or an error. With an error the metric is invalid: the others may still scale up, nothing
+//	          scales down.
+//	Pods      a list by the pods' labels. An empty one is such an error, "no metrics returned". Of a running pod that is
+//	          not in it, it supposes the target when the rest say down, and 0 when they say up: so a pod whose value is
+//	          not known is left out, and only if nothing is left the answer is an error, for its words.
+//	External  the sum of all items; an empty list is an error. So a function that is left out would be a smaller sum.
+//
+// It looks at no timestamp: what is too old is unknown here.
 type functionMetrics struct {
 	reader Reader
 }
 
-var _ provider.CustomMetricsProvider = functionMetrics{}
+var (
+	_ provider.CustomMetricsProvider   = functionMetrics{}
+	_ provider.ExternalMetricsProvider = functionMetrics{}
+)
 
-// GetMetricByName answers for one function.
+// GetMetricByName answers for one object.
 func (p functionMetrics) GetMetricByName(
 	_ context.Context, name types.NamespacedName, info provider.CustomMetricInfo, metricSelector labels.Selector,
 ) (*custom_metrics.MetricValue, error) {
-	if err := checkInfo(name.Namespace, info); err != nil {
+	if err := checkForm(info.GroupResource, name.Namespace, name.Name); err != nil {
 		return nil, err
 	}
 	if selects(metricSelector) {
-		return nil, notFound("metric %s has no labels, so metricLabelSelector %q matches none", info.Metric, metricSelector)
+		return nil, errMetricLabels(info.Metric, metricSelector)
 	}
-	v, err := p.reader.Value(name, info.Metric)
+	switch info.GroupResource {
+	case namespaces:
+		return p.sum(name.Name, info.Metric)
+	case pods:
+		return p.pod(name, info.Metric)
+	}
+	d, err := p.find(info.GroupResource, name)
 	if err != nil {
-		return nil, p.explain(name, info.Metric, err)
+		return nil, err
 	}
-	return metricValue(name, info.Metric, v), nil
+	v, err := checked(p.reader.Value(d.function, info.Metric))
+	if err != nil {
+		return nil, p.explain(d, info.Metric, err)
+	}
+	return metricValue(d.reference(), info.Metric, v), nil
 }
 
-// GetMetricBySelector answers for all functions of a namespace that match. Functions whose value is not known are left
-// out, as are all when metricSelector asks for labels, for these metrics have none.
+// GetMetricBySelector answers for all objects of a namespace, or of all, whose labels match. Those whose value is not
+// known are left out; see functionMetrics for pods. Metrics have no labels, so metricSelector leaves out all.
 func (p functionMetrics) GetMetricBySelector(
 	_ context.Context, namespace string, selector labels.Selector, info provider.CustomMetricInfo,
 	metricSelector labels.Selector,
 ) (*custom_metrics.MetricValueList, error) {
-	if err := checkInfo(namespace, info); err != nil {
+	if err := checkForm(info.GroupResource, namespace, "*"); err != nil {
 		return nil, err
 	}
-	list := &custom_metrics.MetricValueList{Items: []custom_metrics.MetricValue{}}
-	if selects(metricSelector) {
-		return list, nil
+	if info.GroupResource == pods {
+		return p.pods(namespace, selector, info.Metric, metricSelector)
 	}
-	for _, fn := range p.reader.List(namespace) {
-		if selector != nil && !selector.Matches(labels.Set(fn.Labels)) {
+	functions := p.reader.List(namespace)
+	objects := list(info.GroupResource, functions)
+	if len(objects) == 0 && !known[info.GroupResource] {
+		return nil, errNoObject(info.GroupResource, namespace, "*")
+	}
+	if !slices.Contains(reserved, info.Metric) && !counted(functions, info.Metric) {
+		return nil, notFound("no Function %s has a metric %s: the names that every one may have are %s, beside those of its "+
+			"spec.metrics", in(namespace), info.Metric, strings.Join(reserved, ", "))
+	}
+	answer := &custom_metrics.MetricValueList{Items: []custom_metrics.MetricValue{}}
+	if selects(metricSelector) {
+		return answer, nil
+	}
+	for _, d := range objects {
+		if selector != nil && !selector.Matches(d.labels) {
 			continue
 		}
-		if v, err := p.reader.Value(fn.Name, info.Metric); err == nil {
-			list.Items = append(list.Items, *metricValue(fn.Name, info.Metric, v))
+		if v, err := checked(p.reader.Value(d.function, info.Metric)); err == nil {
+			answer.Items = append(answer.Items, *metricValue(d.reference(), info.Metric, v))
 		}
 	}
-	return list, nil
+	return answer, nil
 }
 
-// ListAllMetrics is what discovery shows.
-func (functionMetrics) ListAllMetrics() []provider.CustomMetricInfo {
-	infos := make([]provider.CustomMetricInfo, len(served))
-	for i, metric := range served {
-		infos[i] = provider.CustomMetricInfo{GroupResource: v1alpha1.FunctionResource, Namespaced: true, Metric: metric}
+// counted reports whether any function has the metric.
+func counted(functions []providers.Info, metric string) bool {
+	return slices.ContainsFunc(functions, func(fn providers.Info) bool { return slices.Contains(fn.Metrics, metric) })
+}
+
+// pod answers for one pod.
+func (p functionMetrics) pod(name types.NamespacedName, metric string) (*custom_metrics.MetricValue, error) {
+	v, err := checked(p.reader.PodValue(name.Namespace, name.Name, metric))
+	if err != nil {
+		return nil, explainPod(name, metric, err)
 	}
-	return infos
+	return metricValue(described{kind: podKind, name: name}.reference(), metric, v), nil
 }
 
-// checkInfo refuses what is served for no function.
-func checkInfo(namespace string, info provider.CustomMetricInfo) error {
+// pods answers for the pods that match. The list is never empty.
+func (p functionMetrics) pods(
+	namespace string, selector labels.Selector, metric string, metricSelector labels.Selector,
+) (*custom_metrics.MetricValueList, error) {
+	if selects(metricSelector) {
+		return nil, errMetricLabels(metric, metricSelector)
+	}
+	var unknown error
+	answer := &custom_metrics.MetricValueList{}
+	previous := ""
+	for _, pod := range p.reader.Pods(namespace) {
+		if pod.Pod.Name == previous || selector != nil && !selector.Matches(labels.Set(pod.Pod.Labels)) {
+			continue // a pod of two functions is listed twice
+		}
+		previous = pod.Pod.Name
+		switch v, err := p.pod(types.NamespacedName{Namespace: namespace, Name: pod.Pod.Name}, metric); {
+		case err == nil:
+			answer.Items = append(answer.Items, *v)
+		case unknown == nil:
+			unknown = err
+		}
+	}
 	switch {
-	case info.GroupResource != v1alpha1.FunctionResource:
-		return notFound("no metrics of %s are served here, only of %s", info.GroupResource, v1alpha1.FunctionResource)
-	case namespace == "" || namespace == metav1.NamespaceAll || namespace == "*":
-		return notFound("%s are namespaced: name one namespace", v1alpha1.FunctionResource)
-	case !slices.Contains(served, info.Metric):
-		return notFound("%s have no metric %q, they have %s", v1alpha1.FunctionResource, info.Metric,
-			strings.Join(served, ", "))
+	case len(answer.Items) > 0:
+		return answer, nil
+	case unknown != nil:
+		return nil, unknown
 	}
-	return nil
+	return nil, notFound("no pod in namespace %s that matches %q counts its own requests: %s", namespace,
+		labelsOf(selector), podsCount)
 }
 
-// explain turns a Reader's error into the answer of the API.
-func (p functionMetrics) explain(name types.NamespacedName, metric string, err error) error {
-	if errors.Is(err, providers.ErrNoFunction) {
-		return notFound("there is no function %s", name)
+// sum answers for a namespace: the sum over its functions. A function of which nobody counts the metric has no part in
+// it; one whose value is not known makes the sum unknown.
+func (p functionMetrics) sum(namespace, metric string) (*custom_metrics.MetricValue, error) {
+	if !slices.Contains(sums, metric) {
+		return nil, notFound("a namespace has no metric %s, it has %s: a sum of anything else says nothing", metric,
+			strings.Join(sums, ", "))
 	}
-	if unknown := (*providers.Unknown)(nil); errors.As(err, &unknown) && unknown.Reason == providers.NotCounted {
-		has := "none"
-		if info, err := p.reader.Info(name); err == nil && len(info.Metrics) > 0 {
-			has = strings.Join(info.Metrics, ", ")
+	var sum providers.Value
+	found := false
+	for _, fn := range p.reader.List(namespace) {
+		if !slices.Contains(fn.Metrics, metric) {
+			continue
 		}
-		return notFound("function %s has no metric %s (it has %s): %v", name, metric, has, err)
+		v, err := checked(p.reader.Value(fn.Name, metric))
+		if err != nil {
+			return nil, p.explain(asFunction(functionKind, fn), metric, err)
+		}
+		if !found || v.At.Before(sum.At) {
+			sum.At = v.At // all that the sum is made of had been observed by then
+		}
+		found = true
+		sum.Value += v.Value
+		sum.Window = max(sum.Window, v.Window) // functions may have windows of their own: none of them is longer
 	}
-	return apierrors.NewServiceUnavailable(fmt.Sprintf("%s of function %s is unknown: %v", metric, name, err))
+	if !found {
+		return nil, notFound("namespace %s has no metric %s: it has no Function of which somebody counts it", namespace, metric)
+	}
+	d := described{kind: namespaceKind, name: types.NamespacedName{Name: namespace}}
+	return metricValue(d.reference(), metric, sum), nil
 }
 
-func notFound(format string, args ...any) *apierrors.StatusError {
-	return &apierrors.StatusError{ErrStatus: metav1.Status{
-		Status:  metav1.StatusFailure,
-		Code:    http.StatusNotFound,
-		Reason:  metav1.StatusReasonNotFound,
-		Message: fmt.Sprintf(format, args...),
-	}}
+// checked lets only values pass that mean something: a client of the API takes any number for true.
+func checked(v providers.Value, err error) (providers.Value, error) {
+	if err == nil && (v.At.IsZero() || !(v.Value >= 0) || math.IsInf(v.Value, 1)) {
+		return providers.Value{}, &providers.Unknown{Reason: providers.NoData}
+	}
+	return v, err
 }
 
 func selects(s labels.Selector) bool { return s != nil && !s.Empty() }
 
-func metricValue(name types.NamespacedName, metric string, v providers.Value) *custom_metrics.MetricValue {
-	m := &custom_metrics.MetricValue{
-		DescribedObject: custom_metrics.ObjectReference{
-			Kind:       "Function",
-			APIVersion: v1alpha1.GroupVersion.String(),
-			Namespace:  name.Namespace,
-			Name:       name.Name,
-		},
-		Metric:    custom_metrics.MetricIdentifier{Name: metric},
-		Timestamp: metav1.NewTime(v.At),
-		Value:     quantity(v.Value),
+// metricValue is v as the API says it.
+func metricValue(object custom_metrics.ObjectReference, metric string, v providers.Value) *custom_metrics.MetricValue {
+	return &custom_metrics.MetricValue{
+		DescribedObject: object,
+		Metric:          custom_metrics.MetricIdentifier{Name: metric},
+		Timestamp:       metav1.NewTime(v.At),
+		WindowSeconds:   windowSeconds(v.Window),
+		Value:           quantity(v.Value, math.MaxInt64),
 	}
-	if v.Window > 0 {
-		m.WindowSeconds = new(max(1, int64(v.Window.Round(time.Second)/time.Second)))
-	}
-	return m
 }
 
-// quantity is v in thousandths, the nearest there is.
-func quantity(v float64) resource.Quantity {
-	milli := int64(math.MaxInt64)
-	if scaled := math.Round(v * 1000); scaled < math.MaxInt64 {
+// windowSeconds is window to the nearest second, but at least one; nil where there is none.
+func windowSeconds(window time.Duration) *int64 {
+	if window <= 0 {
+		return nil
+	}
+	return new(max(1, int64(window.Round(time.Second)/time.Second)))
+}
+
+// quantity is v, which is not negative, in thousandths, the nearest there is. Past most thousandths (of an int64:
+// 9.2e15) it says most, and not a Quantity of more digits: the HorizontalPodAutoscaler takes values as int64 of
+// thousandths, in which those would wrap around.
+func quantity(v float64, most int64) resource.Quantity {
+	milli := most
+	if scaled := math.Round(v * 1000); scaled < float64(most) {
 		milli = int64(scaled)
 	}
 	return *resource.NewMilliQuantity(milli, resource.DecimalSI)

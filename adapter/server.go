@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,11 +15,9 @@ import (
 	"github.com/spf13/pflag"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/sdk/resource"
-	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
-	"k8s.io/apiserver/pkg/endpoints"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	endpointmetrics "k8s.io/apiserver/pkg/endpoints/metrics"
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
@@ -41,7 +40,7 @@ import (
 	"sigs.k8s.io/custom-metrics-apiserver/pkg/cmd/options"
 	openapicore "sigs.k8s.io/custom-metrics-apiserver/pkg/generated/openapi/core"
 	openapicustommetrics "sigs.k8s.io/custom-metrics-apiserver/pkg/generated/openapi/custommetrics"
-	"sigs.k8s.io/custom-metrics-apiserver/pkg/provider"
+	openapiexternalmetrics "sigs.k8s.io/custom-metrics-apiserver/pkg/generated/openapi/externalmetrics"
 )
 
 // tracingService is the service's name in spans.
@@ -98,31 +97,17 @@ func newServer(o Options) (*apiserver.CustomMetricsAdapterServer, error) {
 	config.AddReadyzChecks(healthz.NamedCheck("values", func(*http.Request) error { return o.Ready() }))
 
 	complete := (&apiserver.Config{GenericConfig: &config.Config}).Complete(config.SharedInformerFactory)
-	server, err := complete.New(Service, functionMetrics{o.Reader}, nil)
+	metrics := functionMetrics{o.Reader}
+	// external.metrics.k8s.io is always served: who is led to it is the APIService's business.
+	server, err := complete.New(Service, metrics, metrics)
 	if err != nil {
 		return nil, fmt.Errorf("API server: %w", err)
 	}
-	if err := installDiscovery(server.GenericAPIServer); err != nil {
+	if err := installDiscovery(server.GenericAPIServer, metrics); err != nil {
 		return nil, err
 	}
 	installMetrics(server.GenericAPIServer, o.Registry)
 	return server, nil
-}
-
-// installDiscovery makes the aggregated form of discovery list the metrics, which the library leaves out of it: the
-// aggregation layer asks for that form first, and would show the group without resources.
-func installDiscovery(s *genericapiserver.GenericAPIServer) error {
-	metrics := provider.NewCustomMetricResourceLister(functionMetrics{}).ListAPIResources()
-	resources, err := endpoints.ConvertGroupVersionIntoToDiscovery(metrics)
-	if err != nil {
-		return fmt.Errorf("aggregated discovery: %w", err)
-	}
-	for _, version := range apiserver.Scheme.PrioritizedVersionsForGroup(custommetrics.SchemeGroupVersion.Group) {
-		s.AggregatedDiscoveryGroupManager.AddGroupVersion(version.Group, apidiscoveryv2.APIVersionDiscovery{
-			Version: version.Version, Resources: resources, Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent,
-		})
-	}
-	return nil
 }
 
 // applyOptions fills in config from the library's options.
@@ -232,16 +217,22 @@ func kubeconfig(c *rest.Config) clientcmdapi.Config {
 func definitions(ref openapicommon.ReferenceCallback) map[string]openapicommon.OpenAPIDefinition {
 	all := openapicore.GetOpenAPIDefinitions(ref)
 	maps.Copy(all, openapicustommetrics.GetOpenAPIDefinitions(ref))
+	maps.Copy(all, openapiexternalmetrics.GetOpenAPIDefinitions(ref))
 	return all
 }
 
 // refuseBadSelectors answers 400 to a metricLabelSelector that cannot be read, which the library takes for an
 // internal error.
 func refuseBadSelectors(next http.Handler) http.Handler {
+	const parameter = "metricLabelSelector"
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s := r.URL.Query().Get("metricLabelSelector"); s != "" {
+		if !strings.Contains(r.URL.RawQuery, parameter) { // as most: their query is parsed once, by the library
+			next.ServeHTTP(w, r)
+			return
+		}
+		if s := r.URL.Query().Get(parameter); s != "" {
 			if _, err := labels.Parse(s); err != nil {
-				err = apierrors.NewBadRequest(fmt.Sprintf("metricLabelSelector %q: %v", s, err))
+				err = apierrors.NewBadRequest(fmt.Sprintf("%s %q: %v", parameter, s, err))
 				responsewriters.ErrorNegotiated(err, apiserver.Codecs, custommetrics.SchemeGroupVersion, w, r)
 				return
 			}

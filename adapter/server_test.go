@@ -334,7 +334,7 @@ func TestHPAClient(t *testing.T) {
 	for _, list := range resources {
 		listed[list.GroupVersion] = len(list.APIResources)
 	}
-	want := map[string]int{"custom.metrics.k8s.io/v1beta1": len(served), "custom.metrics.k8s.io/v1beta2": len(served)}
+	want := map[string]int{"custom.metrics.k8s.io/v1beta1": len(reserved), "custom.metrics.k8s.io/v1beta2": len(reserved)}
 	if diff := gocmp.Diff(want, listed); diff != "" {
 		t.Error("resources, -want +got:\n" + diff)
 	}
