@@ -1,8 +1,11 @@
 package prometheus
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	promv1 "github.com/prometheus/client_golang/api/prometheus/v1"
@@ -10,6 +13,34 @@ import (
 
 	"github.com/sluice-dev/sluice/providers"
 )
+
+// checkShape refuses what the client takes for 0: an element of a vector whose value is null or not there, and an answer
+// that does not call itself a success. Unknown is not zero.
+func checkShape(body []byte) error {
+	var said struct {
+		Status string
+		Data   struct {
+			ResultType string
+			Result     json.RawMessage
+		}
+	}
+	if err := json.Unmarshal(body, &said); err != nil || said.Status != "success" {
+		return invalid("the answer is not marked as a success")
+	}
+	if said.Data.ResultType != "vector" {
+		return nil
+	}
+	var elements []struct{ Value, Histogram []json.RawMessage }
+	if err := json.Unmarshal(said.Data.Result, &elements); err != nil {
+		return invalid("the answer's vector cannot be read: %v", err)
+	}
+	for _, e := range elements {
+		if pair := slices.Concat(e.Value, e.Histogram); len(pair) != 2 || bytes.Equal(pair[1], []byte("null")) {
+			return invalid("the answer has an element without a value")
+		}
+	}
+	return nil
+}
 
 // valueOf returns the one number that an answer is. The error wraps providers.ErrInvalid and says what to change.
 func valueOf(answer model.Value, warnings promv1.Warnings, emptyIsZero bool) (float64, error) {

@@ -1,6 +1,7 @@
 package prometheus
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,7 +34,8 @@ const (
 type exchange struct {
 	transport     http.RoundTripper
 	authorization string
-	status        int // of the last answer; 0 before there is one
+	status        int    // of the last answer; 0 before there is one
+	body          []byte // of the last answer, whole
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -48,12 +50,18 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer func() { _ = resp.Body.Close() }()
 	x.status = resp.StatusCode
 	if err := checkHeader(resp); err != nil {
-		_ = resp.Body.Close()
 		return nil, err
 	}
-	resp.Body = &limitedBody{ReadCloser: resp.Body, left: answerLimit}
+	if x.body, err = io.ReadAll(io.LimitReader(resp.Body, answerLimit+1)); err != nil {
+		return nil, fmt.Errorf("read the answer: %w", err)
+	}
+	if len(x.body) > answerLimit {
+		return nil, invalid("the answer has more than %d KiB, and one number is wanted: aggregate it, as by sum(...)", answerLimit>>10)
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(x.body))
 	return resp, nil
 }
 
@@ -78,23 +86,6 @@ func target(resp *http.Response) string {
 		return ""
 	}
 	return u.Scheme + "://" + u.Host + u.EscapedPath()
-}
-
-// limitedBody fails past its limit, where an io.LimitedReader would report a proper end.
-type limitedBody struct {
-	io.ReadCloser
-	left int64
-}
-
-func (l *limitedBody) Read(p []byte) (int, error) {
-	if int64(len(p)) > l.left+1 {
-		p = p[:l.left+1]
-	}
-	n, err := l.ReadCloser.Read(p)
-	if l.left -= int64(n); l.left < 0 {
-		return 0, invalid("the answer has more than %d KiB, and one number is wanted: aggregate it, as by sum(...)", answerLimit>>10)
-	}
-	return n, err
 }
 
 // failure is an error of a query as people may see it. Of what happened it keeps but the sort, since the text of an

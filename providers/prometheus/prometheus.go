@@ -119,13 +119,17 @@ func (c *client) ask(ctx context.Context, srv server, ask providers.Ask, began t
 		return 0, err // parsed once already
 	}
 	answer, warnings, _, err := promv1.NewAPI(caller).Query(ctx, ask.Expr, time.Time{}, timeout(ctx)...)
+	var v float64
 	if err == nil {
-		var v float64
-		if v, err = valueOf(answer, warnings, ask.EmptyIsZero); err == nil {
-			return v, nil
-		}
+		err = checkShape(x.body)
 	}
-	return 0, c.explain(ctx, err, x.status, began)
+	if err == nil {
+		v, err = valueOf(answer, warnings, ask.EmptyIsZero)
+	}
+	if err != nil {
+		return 0, c.explain(ctx, err, x.status, began)
+	}
+	return v, nil
 }
 
 // timeout tells the server when the answer is not waited for any more. Prometheus takes no fraction of a unit.

@@ -88,7 +88,7 @@ func canonicalHost(host string) (string, error) {
 			return "", errors.New("its host has characters that no host name has; write international names in their xn-- form")
 		}
 	}
-	if host == "" || strings.HasPrefix(host, ".") || strings.Contains(host, "..") {
+	if host == "" || strings.HasPrefix(host, ".") || strings.HasSuffix(host, ".") || strings.Contains(host, "..") {
 		return "", errors.New("it has no host")
 	}
 	return host, nil
