@@ -11,11 +11,11 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	metadataclient "k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -61,44 +61,52 @@ var _ providers.Discovery = (*Discovery)(nil)
 // it last saw.
 func (d *Discovery) Run(ctx context.Context, sink providers.Sink) error {
 	ctx, cancel := context.WithCancel(ctx)
-	watched, err := cache.New(d.Config, cacheOptions(d.mapper))
-	if err != nil {
-		cancel()
-		return fmt.Errorf("cache of functions and endpoint slices: %w", err)
-	}
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	running.Go(func() {
-		if err := watched.Start(ctx); err != nil {
-			logr.FromContextOrDiscard(ctx).Error(err, "cache of functions and endpoint slices ended")
-		}
-	})
-
+	watched, err := cache.New(d.Config, cacheOptions(d.mapper))
+	if err != nil {
+		return fmt.Errorf("cache of functions and endpoint slices: %w", err)
+	}
+	objects, err := metadataclient.NewForConfig(d.Config)
+	if err != nil {
+		return fmt.Errorf("client for metadata: %w", err)
+	}
 	namespace := d.Namespace
 	if namespace == "" {
 		namespace = v1alpha1.SystemNamespace
 	}
 	w := newWatcher(watched, namespace, sink)
-	handlers := w.watch(ctx, watched)
-	if !watched.WaitForCacheSync(ctx) || !toolscache.WaitForCacheSync(ctx.Done(), handlers...) {
+	running.Go(func() {
+		if err := watched.Start(ctx); err != nil {
+			logr.FromContextOrDiscard(ctx).Error(err, "cache of functions and endpoint slices ended")
+		}
+	})
+	synced := w.watch(ctx, watched)
+	for kind, m := range w.metadata {
+		resource, _ := meta.UnsafeGuessKindToResource(kind)
+		running.Go(func() { m.follow(ctx, objects, resource, fieldsOf[kind]) })
+		synced = append(synced, m.hasSynced)
+	}
+	if !watched.WaitForCacheSync(ctx) || !toolscache.WaitForCacheSync(ctx.Done(), synced...) {
 		return nil // ctx has ended
 	}
 	return w.run(ctx)
 }
 
-// cacheOptions say what is kept of the cluster: as little as possible of every object, for there may be tens of
-// thousands, and most of them belong to no function.
+// fieldsOf select what is followed of a kind: of pods those that have not ended, since jobs leave many.
+var fieldsOf = map[schema.GroupVersionKind]string{
+	podKind: "status.phase!=" + string(corev1.PodSucceeded) + ",status.phase!=" + string(corev1.PodFailed),
+}
+
+// cacheOptions say what is kept of Functions and EndpointSlices: what is read of them, for there may be tens of
+// thousands.
 func cacheOptions(mapper meta.RESTMapper) cache.Options {
 	scheme := runtime.NewScheme()
 	utilruntime.Must(v1alpha1.AddToScheme(scheme))
 	utilruntime.Must(discoveryv1.AddToScheme(scheme))
 	notTheGates, err := labels.Parse(discoveryv1.LabelManagedBy + "!=" + v1alpha1.GateManager)
 	utilruntime.Must(err)
-	// Pods that have ended answer nobody; jobs leave many.
-	running := fields.AndSelectors(
-		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodSucceeded)),
-		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodFailed)))
 	return cache.Options{
 		Scheme: scheme,
 		Mapper: mapper,
@@ -106,18 +114,8 @@ func cacheOptions(mapper meta.RESTMapper) cache.Options {
 			&v1alpha1.Function{}: {Transform: stripFunction},
 			// All gates' slices list every activator: where one rolls, each of them changes.
 			&discoveryv1.EndpointSlice{}: {Transform: stripSlice, Label: notTheGates},
-			metadataOf(podKind):          {Transform: stripMetadata, Field: running},
-			metadataOf(serviceKind):      {Transform: stripMetadata},
-			metadataOf(deploymentKind):   {Transform: stripMetadata},
-			metadataOf(statefulSetKind):  {Transform: stripMetadata},
 		},
 	}
-}
-
-func metadataOf(kind schema.GroupVersionKind) *metav1.PartialObjectMetadata {
-	o := &metav1.PartialObjectMetadata{}
-	o.SetGroupVersionKind(kind)
-	return o
 }
 
 // stripped is what is kept of an object's metadata. The informer takes a change that leaves the resource version as it
@@ -128,16 +126,8 @@ func stripped(m *metav1.ObjectMeta) metav1.ObjectMeta {
 	}
 }
 
-// stripMetadata is a toolscache.TransformFunc, as are the other two. They are given objects that nobody else has yet.
-func stripMetadata(object any) (any, error) {
-	if o, ok := object.(*metav1.PartialObjectMetadata); ok {
-		o.TypeMeta = metav1.TypeMeta{}
-		o.ObjectMeta = stripped(&o.ObjectMeta)
-	}
-	return object, nil
-}
-
-// stripFunction leaves out what an adapter never reads, above all the status, which changes often.
+// stripFunction leaves out what an adapter never reads, above all the status, which changes often. It is a
+// toolscache.TransformFunc, as is stripSlice: they are given objects that nobody else has yet.
 func stripFunction(object any) (any, error) {
 	if fn, ok := object.(*v1alpha1.Function); ok {
 		var status v1alpha1.FunctionStatus

@@ -11,6 +11,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -189,7 +190,7 @@ func (r *recorder) Synced() {
 
 // story is a watcher over a fake API, with the events of every change.
 type story struct {
-	t    *testing.T
+	t    testing.TB
 	api  client.Client
 	w    *watcher
 	sink *recorder
@@ -209,6 +210,11 @@ func newStory(t *testing.T, objects ...client.Object) *story {
 		WithStatusSubresource(&v1alpha1.Function{}).
 		WithIndex(&discoveryv1.EndpointSlice{}, slicesByService, sliceService).Build()}
 	s.w = newWatcher(s.api, "sluice-system", s.sink)
+	for _, o := range objects {
+		if kind, err := s.api.GroupVersionKindFor(o); err == nil && s.w.metadata[kind] != nil {
+			s.follow(s.w.metadata[kind], o)
+		}
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.w.run(ctx) }()
@@ -237,10 +243,32 @@ func (s *story) must(err error, o client.Object) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if kind.Kind == "EndpointSlice" {
+	if m := s.w.metadata[kind]; m != nil {
+		s.follow(m, o)
+		return
+	}
+	if kind == sliceKind {
 		kind = serviceKind
 	}
 	s.w.changed(kind, o)
+}
+
+// follow tells m what the API has of o.
+func (s *story) follow(m *metadata, o client.Object) {
+	s.t.Helper()
+	now := o.DeepCopyObject().(client.Object)
+	err := s.api.Get(s.t.Context(), client.ObjectKeyFromObject(o), now)
+	event := m.Update
+	if apierrors.IsNotFound(err) {
+		event, err = m.Delete, nil
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	described := metav1.ObjectMeta{Namespace: now.GetNamespace(), Name: now.GetName(), UID: now.GetUID(), Labels: now.GetLabels()}
+	if err := event(&metav1.PartialObjectMetadata{ObjectMeta: described}); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 func (s *story) eventually(what string, wrong func() string) {

@@ -11,7 +11,6 @@ import (
 	"github.com/go-logr/logr"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -30,6 +29,7 @@ type watcher struct {
 	reader     client.Reader
 	activators types.NamespacedName // their Service
 	sink       providers.Sink
+	metadata   map[schema.GroupVersionKind]*metadata // of the kinds that functions name
 	queue      workqueue.TypedInterface[ref]
 
 	// Of the goroutine that runs the queue alone:
@@ -56,12 +56,17 @@ type known struct {
 }
 
 func newWatcher(reader client.Reader, namespace string, sink providers.Sink) *watcher {
-	return &watcher{
+	w := &watcher{
 		reader: reader, activators: types.NamespacedName{Namespace: namespace, Name: v1alpha1.ActivatorService}, sink: sink,
+		metadata:  map[schema.GroupVersionKind]*metadata{},
 		queue:     workqueue.NewTyped[ref](),
 		functions: map[types.NamespacedName]*known{},
 		namedBy:   map[ref][]types.NamespacedName{},
 	}
+	for _, kind := range []schema.GroupVersionKind{podKind, serviceKind, deploymentKind, statefulSetKind} {
+		w.metadata[kind] = &metadata{changed: func(name types.NamespacedName) { w.queue.Add(ref{kind, name}) }}
+	}
+	return w
 }
 
 // watch sets up the index and the event handlers, and returns what tells that the handlers have seen everything.
@@ -86,12 +91,9 @@ func (w *watcher) watch(ctx context.Context, watched cache.Cache) []toolscache.I
 		func() error { return handle(functionKind, &v1alpha1.Function{}) },
 		func() error { return handle(serviceKind, &discoveryv1.EndpointSlice{}) },
 	}
-	for _, kind := range []schema.GroupVersionKind{podKind, serviceKind, deploymentKind, statefulSetKind} {
-		setUp = append(setUp, func() error { return handle(kind, metadataOf(kind)) })
-	}
 	for _, step := range setUp {
 		for err := step(); err != nil; err = step() {
-			logr.FromContextOrDiscard(ctx).Info("functions and their objects cannot be watched yet", "err", err.Error())
+			logr.FromContextOrDiscard(ctx).Info("functions or endpoint slices cannot be watched yet", "err", err.Error())
 			select {
 			case <-ctx.Done():
 				return nil
@@ -102,8 +104,8 @@ func (w *watcher) watch(ctx context.Context, watched cache.Cache) []toolscache.I
 	return synced
 }
 
-// handler queues what events are about: objects of kind, or slices of Services. It does nothing else, for it holds up
-// the informer.
+// handler queues what events are about: Functions, or Services whose slices changed. It does nothing else, for it holds
+// up the informer.
 func (w *watcher) handler(kind schema.GroupVersionKind) toolscache.ResourceEventHandler {
 	return toolscache.ResourceEventHandlerDetailedFuncs{
 		AddFunc: func(object any, first bool) {
@@ -138,20 +140,13 @@ func (w *watcher) changed(kind schema.GroupVersionKind, object any) {
 	w.queue.Add(ref{kind, types.NamespacedName{Namespace: o.GetNamespace(), Name: name}})
 }
 
-// alike tells that two versions of an object, as they are cached, differ in nothing that is read. The kubelet's and the
-// scaler's writes of status are the most frequent events, and change nothing here.
+// alike tells that two versions of a Function, as they are cached, differ in nothing that is read. The scaler's writes of
+// status are the most frequent events, and change nothing here.
 func alike(was, now any) bool {
-	switch now := now.(type) {
-	case *metav1.PartialObjectMetadata:
-		was, ok := was.(*metav1.PartialObjectMetadata)
-		return ok && was.UID == now.UID && maps.Equal(was.Labels, now.Labels)
-	case *v1alpha1.Function:
-		was, ok := was.(*v1alpha1.Function)
-		return ok && maps.Equal(was.Labels, now.Labels) &&
-			reflect.DeepEqual(&was.Spec, &now.Spec) && reflect.DeepEqual(&was.Status, &now.Status)
-	default:
-		return false
-	}
+	a, ok := was.(*v1alpha1.Function)
+	b, both := now.(*v1alpha1.Function)
+	return ok && both && maps.Equal(a.Labels, b.Labels) &&
+		reflect.DeepEqual(&a.Spec, &b.Spec) && reflect.DeepEqual(&a.Status, &b.Status)
 }
 
 func sliceService(o client.Object) []string {
@@ -250,9 +245,7 @@ func (w *watcher) setFunction(ctx context.Context, name types.NamespacedName) er
 		now.pods = last.pods
 	}
 	now.pods = markNew(pods, now.pods, looking)
-	if now.names, err = w.describe(ctx, &fn, &function, pods); err != nil {
-		return err
-	}
+	now.names = w.describe(&fn, &function, pods)
 	var before []ref
 	if last != nil {
 		before = last.names
@@ -265,16 +258,13 @@ func (w *watcher) setFunction(ctx context.Context, name types.NamespacedName) er
 
 // describe fills in the objects of the function and of its pods, and returns all that it names, whether it exists or
 // not.
-func (w *watcher) describe(
-	ctx context.Context, fn *v1alpha1.Function, function *providers.Function, pods []providers.Endpoint,
-) ([]ref, error) {
+func (w *watcher) describe(fn *v1alpha1.Function, function *providers.Function, pods []providers.Endpoint) []ref {
 	var names []ref
-	var err error
 	describe := func(o *providers.Object, uid types.UID) {
-		if o.Name != "" && err == nil {
+		if m := w.metadata[o.Kind]; m != nil {
 			at := ref{o.Kind, types.NamespacedName{Namespace: fn.Namespace, Name: o.Name}}
 			names = append(names, at)
-			err = w.find(ctx, at, uid, o)
+			m.find(at.NamespacedName, uid, o)
 		}
 	}
 	workload, service := objectsOf(fn)
@@ -289,23 +279,7 @@ func (w *watcher) describe(
 	for i := range pods {
 		describe(&pods[i].Pod, pods[i].UID)
 	}
-	return names, err
-}
-
-// find fills in o from the object in the cache. One with another uid is another object that has the name now, as pods
-// of StatefulSets do: of the one that is meant nothing is known any more.
-func (w *watcher) find(ctx context.Context, at ref, uid types.UID, o *providers.Object) error {
-	found := metadataOf(at.kind)
-	err := w.reader.Get(ctx, at.NamespacedName, found, &client.GetOptions{UnsafeDisableDeepCopy: new(true)})
-	switch {
-	case apierrors.IsNotFound(err):
-		return nil
-	case err != nil:
-		return fmt.Errorf("get %s %s: %w", at.kind.Kind, at.Name, err)
-	case uid == "" || found.UID == uid:
-		o.Exists, o.Labels = true, found.Labels
-	}
-	return nil
+	return names
 }
 
 // name keeps namedBy as function's names change.
