@@ -85,8 +85,8 @@ func scalingActive(w *world, d decision) (status metav1.ConditionStatus, reason,
 		p = w.first(v1alpha1.ConditionReady)
 	case p == nil && d.To == 0 && w.fn.Spec.Scale.MinReplicas > 0:
 		// The HorizontalPodAutoscaler takes a zero for "hands off".
-		p = &problem{Reason: "ZeroReplicas", Message: fmt.Sprintf("Deployment %s is at 0 replicas below spec.scale.minReplicas %d, "+
-			"which suspends scaling; send the function a request or scale it to 1", w.fullName(w.fn.WorkloadName()), w.fn.Spec.Scale.MinReplicas)}
+		p = &problem{Reason: "ZeroReplicas", Message: fmt.Sprintf("%s is at 0 replicas below spec.scale.minReplicas %d, "+
+			"which suspends scaling; send the function a request or scale it to 1", w.workloadWords(), w.fn.Spec.Scale.MinReplicas)}
 	case p == nil && len(names) == 0 && !w.fn.MaySleep():
 		p = &problem{Reason: "NothingToScaleOn", Message: "spec.metrics is empty and spec.scale.minReplicas above 0; " +
 			"set a metric, or minReplicas 0 to let the function sleep"}

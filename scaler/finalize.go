@@ -61,7 +61,7 @@ func (r *Reconciler) finalize(ctx context.Context, w *world, rec *record) (recon
 // take; 0 once there is nothing more to wait for.
 func (r *Reconciler) wakeForGood(ctx context.Context, w *world, rec *record) (left time.Duration, err error) {
 	now := time.Now()
-	if w.loses || w.workload == nil || w.workload.DeletionTimestamp != nil {
+	if w.loses || w.workload == nil || w.workload.GetDeletionTimestamp() != nil {
 		return 0, nil
 	}
 	if w.replicas() > 0 && !w.inPath() {
@@ -75,8 +75,8 @@ func (r *Reconciler) wakeForGood(ctx context.Context, w *world, rec *record) (le
 	}
 	left = w.fn.HoldTimeout() - now.Sub(w.fn.DeletionTimestamp.Time)
 	if left <= 0 {
-		r.event(w.fn, corev1.EventTypeWarning, "DeletedAsleep", "Delete", fmt.Sprintf("no pod of Deployment %s became ready within "+
-			"spec.activation.timeout %s after the Function was deleted; it goes without", w.fullName(w.workload.Name), w.fn.HoldTimeout()))
+		r.event(w.fn, corev1.EventTypeWarning, "DeletedAsleep", "Delete", fmt.Sprintf("no pod of %s became ready within "+
+			"spec.activation.timeout %s after the Function was deleted; it goes without", w.workloadWords(), w.fn.HoldTimeout()))
 		return 0, nil
 	}
 	if w.gateable() && w.gatePort.Gate != 0 {

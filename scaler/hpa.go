@@ -44,11 +44,12 @@ func renderHPA(fn *v1alpha1.Function) (*autoscalingv2.HorizontalPodAutoscaler, e
 	if len(names) == 0 {
 		return nil, nil
 	}
+	kind, _ := fn.Workload()
 	hpa := &autoscalingv2.HorizontalPodAutoscaler{
 		ObjectMeta: ownedMeta(fn, fn.OwnedName()),
 		Spec: autoscalingv2.HorizontalPodAutoscalerSpec{
 			ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{
-				APIVersion: "apps/v1", Kind: "Deployment", Name: fn.WorkloadName(),
+				APIVersion: kind.GroupVersion().String(), Kind: kind.Kind, Name: fn.WorkloadName(),
 			},
 			MinReplicas: new(max(fn.Spec.Scale.MinReplicas, 1)),
 			MaxReplicas: fn.Spec.Scale.MaxReplicas,

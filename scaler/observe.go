@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -24,7 +23,7 @@ import (
 type world struct {
 	fn *v1alpha1.Function
 	// workload is nil when it does not exist, service when it does not or is not wanted.
-	workload *appsv1.Deployment
+	workload *workload
 	service  *corev1.Service
 	gatePort gatePort
 	// pods behind the own Service.
@@ -54,7 +53,7 @@ func (w *world) replicas() int32 {
 	if w.workload == nil {
 		return 0
 	}
-	return ptr.Deref(w.workload.Spec.Replicas, 1)
+	return w.workload.Replicas
 }
 
 // ready counts the function's ready pods, by its own Service where it has one.
@@ -63,7 +62,7 @@ func (w *world) ready() (count int, uids []types.UID) {
 		if w.workload == nil {
 			return 0, nil
 		}
-		return int(w.workload.Status.ReadyReplicas), nil
+		return int(w.workload.Ready), nil
 	}
 	for _, p := range w.pods {
 		if p.Ready {
@@ -101,28 +100,29 @@ func (r *Reconciler) observe(ctx context.Context, fn *v1alpha1.Function) (*world
 }
 
 func (r *Reconciler) observeWorkload(ctx context.Context, w *world) error {
+	kind, _ := w.fn.Workload()
 	name := w.fn.WorkloadName()
-	rival, err := r.olderRival(ctx, w.fn, indexWorkload, name)
+	rival, err := r.olderRival(ctx, w.fn, indexWorkload, workloadIndexOf(w.fn))
 	if err != nil {
 		return err
 	}
 	if rival != "" {
 		w.loses = true
-		w.problem(v1alpha1.ConditionReady, v1alpha1.ReasonWorkloadConflict, "spec.workloadRef: Deployment %s is already scaled by the older Function %s; "+
-			"name another workload or delete one of the two Functions", w.fullName(name), rival)
+		w.problem(v1alpha1.ConditionReady, v1alpha1.ReasonWorkloadConflict, "spec.workloadRef: %s is already scaled by the older Function %s; "+
+			"name another workload or delete one of the two Functions", w.workloadWords(), rival)
 	}
-	var d appsv1.Deployment
-	err = r.Get(ctx, w.key(name), &d)
+	obj := emptyWorkload(kind.Kind)
+	err = r.Get(ctx, w.key(name), obj)
 	switch {
 	case apierrors.IsNotFound(err):
 		w.missing = true
 		w.problem(v1alpha1.ConditionReady, "WorkloadMissing",
-			"spec.workloadRef: Deployment %s does not exist; create it or correct the name", w.fullName(name))
+			"spec.workloadRef: %s does not exist; create it or correct the name", w.workloadWords())
 		return nil
 	case err != nil:
-		return fmt.Errorf("workload %s: %w", w.fullName(name), err)
+		return fmt.Errorf("workload %s: %w", w.workloadWords(), err)
 	}
-	w.workload = &d
+	w.workload = newWorkload(obj)
 	return nil
 }
 
@@ -131,20 +131,21 @@ func (r *Reconciler) observeHPAs(ctx context.Context, w *world) error {
 	if err := r.List(ctx, &list, client.InNamespace(w.fn.Namespace)); err != nil {
 		return fmt.Errorf("HorizontalPodAutoscalers in namespace %s: %w", w.fn.Namespace, err)
 	}
+	kind, _ := w.fn.Workload()
 	for i := range list.Items {
 		hpa := &list.Items[i]
 		if hpa.Name == w.fn.OwnedName() {
 			w.hpa = hpa
 		}
 		ref := hpa.Spec.ScaleTargetRef
-		if ref.Kind == "Deployment" && ref.Name == w.fn.WorkloadName() && !madeByFunction(hpa) && w.foreignHPA == "" {
+		if ref.Kind == kind.Kind && ref.Name == w.fn.WorkloadName() && !madeByFunction(hpa) && w.foreignHPA == "" {
 			w.foreignHPA = hpa.Name
 		}
 	}
 	if w.foreignHPA != "" {
-		w.problem(v1alpha1.ConditionScalingActive, "ForeignHPA", "HorizontalPodAutoscaler %s scales Deployment %s already, and Sluice does not "+
+		w.problem(v1alpha1.ConditionScalingActive, "ForeignHPA", "HorizontalPodAutoscaler %s scales %s already, and Sluice does not "+
 			"touch it: it goes on scaling, and the function is not put to sleep; delete it to let Sluice scale",
-			w.foreignHPA, w.fullName(w.fn.WorkloadName()))
+			w.foreignHPA, w.workloadWords())
 	} else if w.hpa != nil && !madeByFunction(w.hpa) {
 		w.problem(v1alpha1.ConditionScalingActive, "NameTaken", "a HorizontalPodAutoscaler %s exists that Sluice did not make; "+
 			"rename or delete it", w.fullName(w.hpa.Name))

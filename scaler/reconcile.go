@@ -58,7 +58,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if w.workload != nil && behind(w.workload.ResourceVersion, rec.scaleVersion) {
+	if w.workload != nil && behind(w.workload.GetResourceVersion(), rec.scaleVersion) {
 		// The cache does not show our own write of the scale yet. Of one to zero it would have it that the function wakes
 		// already.
 		return reconcile.Result{RequeueAfter: soon}, nil
@@ -242,10 +242,13 @@ func sleepPatch(current int32) []byte {
 // that does not hold is an error of which v1alpha1.PatchTestFailed tells, and nothing is changed.
 func (r *Reconciler) patchScale(ctx context.Context, w *world, patch []byte) (version string, err error) {
 	var scale autoscalingv1.Scale
-	err = r.SubResource("scale").Patch(ctx, w.workload.DeepCopy(), client.RawPatch(types.JSONPatchType, patch),
+	named := emptyWorkload(workloadKind(w.workload.Object))
+	named.SetNamespace(w.workload.GetNamespace())
+	named.SetName(w.workload.GetName())
+	err = r.SubResource("scale").Patch(ctx, named, client.RawPatch(types.JSONPatchType, patch),
 		client.WithSubResourceBody(&scale))
 	if err != nil {
-		return "", fmt.Errorf("scale of Deployment %s: %w", w.fullName(w.workload.Name), err)
+		return "", fmt.Errorf("scale of %s: %w", w.workloadWords(), err)
 	}
 	return scale.ResourceVersion, nil
 }

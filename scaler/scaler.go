@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -154,12 +152,16 @@ func newManager(ctx context.Context, o Options) (manager.Manager, error) {
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("scheme: %w", err)
 	}
+	byObject := map[client.Object]cache.ByObject{}
+	for _, kind := range workloadKinds() {
+		byObject[kind] = cache.ByObject{Transform: stripWorkload}
+	}
 	mgr, err := ctrl.NewManager(o.RestConfig, manager.Options{
 		Scheme: scheme,
 		Logger: logr.FromContextOrDiscard(ctx),
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
-			ByObject:         map[client.Object]cache.ByObject{&appsv1.Deployment{}: {Transform: stripDeployment}},
+			ByObject:         byObject,
 		},
 		Metrics:                       metricsserver.Options{BindAddress: o.MetricsAddress},
 		HealthProbeBindAddress:        o.HealthAddress,
@@ -174,16 +176,4 @@ func newManager(ctx context.Context, o Options) (manager.Manager, error) {
 		return nil, fmt.Errorf("manager: %w", err)
 	}
 	return mgr, nil
-}
-
-// stripDeployment keeps of a Deployment what the scaler reads, as the cache holds those of the whole cluster. Such a
-// Deployment must never be written; only its scale is, by a patch of its own.
-func stripDeployment(obj any) (any, error) {
-	if d, ok := obj.(*appsv1.Deployment); ok {
-		d.ManagedFields = nil
-		d.Annotations = nil
-		d.Spec.Template = corev1.PodTemplateSpec{}
-		d.Status.Conditions = nil
-	}
-	return obj, nil
 }

@@ -168,7 +168,7 @@ func (s *story) intercept() interceptor.Funcs {
 	}
 }
 
-// patchScale applies a JSON patch to the scale of a Deployment as the API server does: replicas is omitted at zero, and
+// patchScale applies a JSON patch to the scale of a workload as the API server does: replicas is omitted at zero, and
 // a test that does not hold is answered by 422.
 func (s *story) patchScale(ctx context.Context, obj client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
 	s.authorize("patch", obj, "scale")
@@ -177,11 +177,11 @@ func (s *story) patchScale(ctx context.Context, obj client.Object, p client.Patc
 			return err
 		}
 	}
-	var d appsv1.Deployment
-	if err := s.Get(ctx, client.ObjectKeyFromObject(obj), &d); err != nil {
+	d := emptyWorkload(workloadKind(obj))
+	if err := s.Get(ctx, client.ObjectKeyFromObject(obj), d); err != nil {
 		return err
 	}
-	old := *d.Spec.Replicas
+	old := newWorkload(d).Replicas
 	doc, err := json.Marshal(autoscalingv1.Scale{Spec: autoscalingv1.ScaleSpec{Replicas: old}})
 	if err != nil {
 		return err
@@ -203,12 +203,17 @@ func (s *story) patchScale(ctx context.Context, obj client.Object, p client.Patc
 	if err := json.Unmarshal(doc, scale); err != nil {
 		return err
 	}
-	d.Spec.Replicas = new(scale.Spec.Replicas)
-	if err := s.Update(ctx, &d); err != nil {
+	switch d := d.(type) {
+	case *appsv1.Deployment:
+		d.Spec.Replicas = new(scale.Spec.Replicas)
+	case *appsv1.StatefulSet:
+		d.Spec.Replicas = new(scale.Spec.Replicas)
+	}
+	if err := s.Update(ctx, d); err != nil {
 		return err
 	}
-	scale.ResourceVersion = d.ResourceVersion
-	s.writes = append(s.writes, fmt.Sprintf("scale %s %d -> %d", d.Name, old, scale.Spec.Replicas))
+	scale.ResourceVersion = d.GetResourceVersion()
+	s.writes = append(s.writes, fmt.Sprintf("scale %s %d -> %d", d.GetName(), old, scale.Spec.Replicas))
 	return nil
 }
 

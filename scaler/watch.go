@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -31,7 +30,7 @@ import (
 
 // Indexes of Functions in the cache.
 const (
-	indexWorkload = "workload" // name of the workload
+	indexWorkload = "workload" // workloadIndex of the workload
 	indexService  = "service"  // name of the own Service
 	indexHost     = "host"     // each of spec.traffic.hosts
 	indexGatePort = "gatePort" // status.gate.port
@@ -39,7 +38,7 @@ const (
 
 // indexes says under which values a Function is found.
 var indexes = map[string]func(*v1alpha1.Function) []string{
-	indexWorkload: func(fn *v1alpha1.Function) []string { return []string{fn.WorkloadName()} },
+	indexWorkload: func(fn *v1alpha1.Function) []string { return []string{workloadIndexOf(fn)} },
 	indexService: func(fn *v1alpha1.Function) []string {
 		if name := fn.ServiceName(); name != "" {
 			return []string{name}
@@ -111,11 +110,10 @@ func (r *Reconciler) setUp(ctx context.Context, mgr manager.Manager, bell *doorb
 	}})
 	log := mgr.GetLogger()
 	// Each kind is mapped to the functions that it concerns; a name in use by none costs one look into an index.
-	return ctrl.NewControllerManagedBy(mgr).
+	b := ctrl.NewControllerManagedBy(mgr).
 		Named("function").
 		For(&v1alpha1.Function{}, changed).
 		Watches(&v1alpha1.Function{}, handler.EnqueueRequestsFromMapFunc(r.rivals), changed).
-		Watches(&appsv1.Deployment{}, handler.EnqueueRequestsFromMapFunc(r.ofWorkload)).
 		Watches(&autoscalingv2.HorizontalPodAutoscaler{}, handler.EnqueueRequestsFromMapFunc(r.ofHPA), specOnly).
 		Watches(&corev1.Service{}, handler.EnqueueRequestsFromMapFunc(r.ofService)).
 		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(r.ofSlice)).
@@ -130,8 +128,11 @@ func (r *Reconciler) setUp(ctx context.Context, mgr manager.Manager, bell *doorb
 				return log.WithValues("function", req.String())
 			},
 			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](50*time.Millisecond, time.Minute),
-		}).
-		Complete(r)
+		})
+	for _, kind := range workloadKinds() {
+		b = b.Watches(kind, handler.EnqueueRequestsFromMapFunc(r.ofWorkload))
+	}
+	return b.Complete(r)
 }
 
 // rivals are the other Functions that share the workload, the Service or a host with one that came, changed or went.
@@ -140,7 +141,7 @@ func (r *Reconciler) rivals(ctx context.Context, obj client.Object) []reconcile.
 	if !ok {
 		return nil
 	}
-	found := r.withIndex(ctx, fn.Namespace, indexWorkload, fn.WorkloadName())
+	found := r.withIndex(ctx, fn.Namespace, indexWorkload, workloadIndexOf(fn))
 	if name := fn.ServiceName(); name != "" {
 		found = append(found, r.withIndex(ctx, fn.Namespace, indexService, name)...)
 	}
@@ -153,13 +154,14 @@ func (r *Reconciler) rivals(ctx context.Context, obj client.Object) []reconcile.
 }
 
 func (r *Reconciler) ofWorkload(ctx context.Context, obj client.Object) []reconcile.Request {
-	return r.withIndex(ctx, obj.GetNamespace(), indexWorkload, obj.GetName())
+	return r.withIndex(ctx, obj.GetNamespace(), indexWorkload, workloadIndex(workloadKind(obj), obj.GetName()))
 }
 
 func (r *Reconciler) ofHPA(ctx context.Context, obj client.Object) []reconcile.Request {
 	found := labelled(obj)
-	if hpa, ok := obj.(*autoscalingv2.HorizontalPodAutoscaler); ok && hpa.Spec.ScaleTargetRef.Kind == "Deployment" {
-		found = append(found, r.withIndex(ctx, hpa.Namespace, indexWorkload, hpa.Spec.ScaleTargetRef.Name)...)
+	if hpa, ok := obj.(*autoscalingv2.HorizontalPodAutoscaler); ok {
+		ref := hpa.Spec.ScaleTargetRef
+		found = append(found, r.withIndex(ctx, hpa.Namespace, indexWorkload, workloadIndex(ref.Kind, ref.Name))...)
 	}
 	return found
 }
