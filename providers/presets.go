@@ -1,6 +1,10 @@
 package providers
 
-import "github.com/sluice-dev/sluice/api/v1alpha1"
+import (
+	"strings"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+)
 
 // Names are the names under which a process may expose its figures. Of each list the first of which the exposition
 // has a sample is read, and no other: two of them often count the same requests.
@@ -11,8 +15,10 @@ type Names struct {
 	InFlight []Series
 	// Duration are histograms or summaries.
 	Duration []Distribution
-	// Except leaves out the series that have one of these labels with this value. A series without the label counts.
+	// Except leaves out the series that have one of these labels. A series without the label counts.
 	Except []Label
+	// ExceptPaths leaves out the series that have a label, of whatever name, with one of these values.
+	ExceptPaths []string
 }
 
 // Series is all series of one name, which are summed whatever their labels.
@@ -26,8 +32,19 @@ type Series struct {
 // Distribution is a histogram or a summary of durations, by its sum, which is in seconds once scaled, and its count.
 type Distribution struct{ Sum, Count Series }
 
-// Label is a label with its value.
+// Label is a label with its value, or with what its value begins with if that ends in *.
 type Label struct{ Name, Value string }
+
+// Is tells whether l is the label of this name and value.
+func (l Label) Is(name, value []byte) bool {
+	if string(name) != l.Name {
+		return false
+	}
+	if prefix, ok := strings.CutSuffix(l.Value, "*"); ok {
+		return len(value) >= len(prefix) && string(value[:len(prefix)]) == prefix
+	}
+	return string(value) == l.Value
+}
 
 // preset is what is known of a runtime.
 type preset struct {
@@ -36,8 +53,16 @@ type preset struct {
 	path string
 }
 
-// presets is the whole table. No gauge is read where our own scrape is one of the requests in flight, for then the
-// function would never be idle.
+// probePaths are where kubelets probe the runtimes that say the path of a request in a label, as many as are customary.
+// A function whose probes counted would never sleep.
+var probePaths = []string{
+	"/healthz", "/livez", "/readyz", "/health", "/live", "/ready", "/health/live", "/health/ready",
+	"/actuator/health", "/actuator/health/liveness", "/actuator/health/readiness", // Spring Boot
+	"/q/health", "/q/health/live", "/q/health/ready", // Quarkus
+}
+
+// presets is the whole table. It is tested against what the runtimes themselves expose; see test/runtimes. No gauge is
+// read where our own scrape is one of the requests in flight, for then the function would never be idle.
 var presets = map[v1alpha1.PodMetricsPreset]preset{
 	v1alpha1.Kubeless: {
 		port: 8080, path: "/metrics",
@@ -53,13 +78,15 @@ var presets = map[v1alpha1.PodMetricsPreset]preset{
 		port: 9464, path: "/metrics",
 		// The stable semantic conventions; then those before them, by exporters that add units to names and by others.
 		Names: Names{
-			Requests: counters("http_server_request_duration_seconds_count",
+			Requests: counters(
+				"http_server_request_duration_seconds_count", "http_server_request_duration_count",
 				"http_server_duration_milliseconds_count", "http_server_duration_count"),
 			InFlight: counters("http_server_active_requests"),
 			Duration: []Distribution{
-				seconds("http_server_request_duration_seconds"),
+				seconds("http_server_request_duration_seconds"), seconds("http_server_request_duration"),
 				milliseconds("http_server_duration_milliseconds"), milliseconds("http_server_duration"),
 			},
+			ExceptPaths: probePaths,
 		},
 	},
 	v1alpha1.Istio: {
@@ -76,8 +103,12 @@ var presets = map[v1alpha1.PodMetricsPreset]preset{
 			Requests: counters("envoy_http_downstream_rq_total"),
 			InFlight: counters("envoy_http_downstream_rq_active"),
 			Duration: []Distribution{milliseconds("envoy_http_downstream_rq_time")},
-			Except: []Label{ // Envoy's own pages, our scrape among them
+			// By the prefix that the configuration gives to statistics: what the admin port and the customary listeners
+			// for scrapes are asked, and what the pod itself sends, as Envoy's examples name it.
+			Except: []Label{
 				{"envoy_http_conn_manager_prefix", "admin"}, {"http_conn_manager_prefix", "admin"},
+				{"envoy_http_conn_manager_prefix", "stats"}, {"envoy_http_conn_manager_prefix", "envoy_prometheus_metrics"},
+				{"envoy_http_conn_manager_prefix", "egress_http"}, {"envoy_http_conn_manager_prefix", "egress"},
 			},
 		},
 	},
@@ -91,13 +122,17 @@ var presets = map[v1alpha1.PodMetricsPreset]preset{
 				"http_server_requests_seconds_count",                                                    // Micrometer: Spring Boot, Quarkus
 				"http_server_requests_total",                                                            // Ruby's Rack collector
 				"http_server_request_duration_seconds_count", "http_server_duration_milliseconds_count", // OpenTelemetry
+				"http_server_request_duration_count",        // OpenTelemetry for Node
+				"flask_http_request_duration_seconds_count", // unlike flask_http_request_total it has the path
 				"flask_http_request_total", "starlette_requests_total", "django_http_requests_before_middlewares_total",
 			),
 			Duration: []Distribution{
 				seconds("http_request_duration_seconds"), seconds("http_server_requests_seconds"),
 				seconds("http_server_request_duration_seconds"), milliseconds("http_server_duration_milliseconds"),
+				seconds("http_server_request_duration"),
 				seconds("flask_http_request_duration_seconds"), seconds("starlette_request_duration_seconds"),
 			},
+			ExceptPaths: probePaths,
 		},
 	},
 }

@@ -17,7 +17,7 @@ import (
 // podFigures are those of one pod: sums over all labels.
 type podFigures struct {
 	scrape providers.Names
-	// path of the scrape itself. A series with a label of this value counts scrapes, which are no traffic.
+	// path of the scrape itself: a series of this path counts scrapes, which are no traffic. Or empty.
 	path string
 
 	wanted []string
@@ -102,7 +102,8 @@ func (p *podFigures) take(i int, labels []label, v float64) error {
 // excepted tells whether the series is not of requests to the function.
 func (p *podFigures) excepted(labels []label) bool {
 	for _, l := range labels {
-		if p.path != "" && string(l.value) == p.path {
+		if len(l.value) > 1 && l.value[0] == '/' &&
+			(len(l.value) > 0 && string(l.value) == p.path || slices.Contains(p.scrape.ExceptPaths, string(l.value))) {
 			return true
 		}
 		for _, e := range p.scrape.Except {

@@ -142,6 +142,7 @@ func TestDecodePod(t *testing.T) {
 			want: providers.Reading{Absent: true, NoGauge: true},
 		},
 		{name: "nothing exposed", scrape: own, want: providers.Reading{Absent: true, NoGauge: true}},
+		{name: "nothing exposed, as OpenTelemetry for Node says it", scrape: counter, body: "target_info{} 1\n# no registered metrics", want: providers.Reading{Absent: true}},
 		{name: "nothing counted yet", scrape: counter, body: "# TYPE calls_total counter\n"},
 		{name: "nothing counted yet, by its HELP", scrape: own, body: "# HELP calls_total Calls.\n# HELP calls_now Now.\n"},
 		{name: "nothing counted yet, OpenMetrics", scrape: counter, format: openMetrics, body: "# TYPE calls counter\n# EOF\n"},
@@ -162,6 +163,11 @@ func TestDecodePod(t *testing.T) {
 		{
 			name: "our own scrapes are no traffic", scrape: counter,
 			body: "calls_total{handler=\"/metrics\"} 100\ncalls_total{handler=\"/\"} 2\n", want: providers.Reading{Started: 2},
+		},
+		{
+			name: "probes are no traffic", scrape: counter,
+			body: "calls_total{uri=\"/actuator/health/readiness\"} 100\ncalls_total{path=\"/healthz\"} 10\ncalls_total{path=\"/healthz/x\"} 1\ncalls_total{name=\"/healthz\"} 2\n",
+			want: providers.Reading{Started: 3},
 		},
 		{name: "nothing but scrapes", scrape: counter, body: "calls_total{handler=\"/metrics\"} 100\n"},
 		{
@@ -210,8 +216,8 @@ func TestDecodePod(t *testing.T) {
 			want: providers.Reading{Started: 3, DurationSeconds: 0.25, Durations: 2},
 		},
 		{
-			name: "Envoy: its own pages are left out", scrape: preset(v1alpha1.Envoy),
-			body: "envoy_http_downstream_rq_total{envoy_http_conn_manager_prefix=\"admin\"} 100\nenvoy_http_downstream_rq_total{envoy_http_conn_manager_prefix=\"ingress\"} 2\n" +
+			name: "Envoy: its own pages and what the pod sends are left out", scrape: preset(v1alpha1.Envoy),
+			body: "envoy_http_downstream_rq_total{envoy_http_conn_manager_prefix=\"admin\"} 100\nenvoy_http_downstream_rq_total{envoy_http_conn_manager_prefix=\"egress_http\"} 50\nenvoy_http_downstream_rq_total{envoy_http_conn_manager_prefix=\"ingress\"} 2\n" +
 				"envoy_http_downstream_rq_active{envoy_http_conn_manager_prefix=\"admin\"} 1\nenvoy_http_downstream_rq_active{envoy_http_conn_manager_prefix=\"ingress\"} 0\n" +
 				"envoy_server_hot_restart_epoch{} 0\n",
 			want: providers.Reading{Started: 2},

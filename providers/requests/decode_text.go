@@ -19,6 +19,8 @@ const (
 	chunk = 32 << 10
 	// maxLine bounds one line.
 	maxLine = 1 << 20
+	// nothingRegistered is the last line of OpenTelemetry's exporter for Node while it has no metric. It lacks its end.
+	nothingRegistered = "# no registered metrics"
 	// maxLabels is how many labels a sample may have to be read here. The rest is for expfmt.
 	maxLabels = 24
 )
@@ -97,8 +99,10 @@ func (l *lines) readAll(body io.Reader) error {
 		}
 		n = copy(buf, buf[whole:n])
 		switch {
-		case err == io.EOF && n > 0 && l.openMetrics && string(buf[:n]) == "# EOF":
+		case err == io.EOF && n > 0 && l.openMetrics && !l.ended && string(buf[:n]) == "# EOF":
 			l.ended = true
+			return nil
+		case err == io.EOF && string(buf[:n]) == nothingRegistered:
 			return nil
 		case err == io.EOF && n > 0:
 			return invalid(fmt.Errorf("%w inside a line", errTruncated))
