@@ -1,10 +1,6 @@
 package providers
 
-import (
-	"strings"
-
-	"github.com/sluice-dev/sluice/api/v1alpha1"
-)
+import "github.com/sluice-dev/sluice/api/v1alpha1"
 
 // Names are the names under which a process may expose its figures. Of each list the first of which the exposition
 // has a sample is read, and no other: two of them often count the same requests.
@@ -32,19 +28,8 @@ type Series struct {
 // Distribution is a histogram or a summary of durations, by its sum, which is in seconds once scaled, and its count.
 type Distribution struct{ Sum, Count Series }
 
-// Label is a label with its value, or with what its value begins with if that ends in *.
+// Label is a label with its value.
 type Label struct{ Name, Value string }
-
-// Is tells whether l is the label of this name and value.
-func (l Label) Is(name, value []byte) bool {
-	if string(name) != l.Name {
-		return false
-	}
-	if prefix, ok := strings.CutSuffix(l.Value, "*"); ok {
-		return len(value) >= len(prefix) && string(value[:len(prefix)]) == prefix
-	}
-	return string(value) == l.Value
-}
 
 // preset is what is known of a runtime.
 type preset struct {
@@ -116,15 +101,16 @@ var presets = map[v1alpha1.PodMetricsPreset]preset{
 		path: "/metrics",
 		Names: Names{
 			Requests: counters(
-				"http_requests_total",                                                                   // the guides of Prometheus, and whoever follows them
-				"http_request_duration_seconds_count",                                                   // the same, where only the histogram is kept
-				"http_requests_received_total",                                                          // prometheus-net: ASP.NET Core
-				"http_server_requests_seconds_count",                                                    // Micrometer: Spring Boot, Quarkus
-				"http_server_requests_total",                                                            // Ruby's Rack collector
-				"http_server_request_duration_seconds_count", "http_server_duration_milliseconds_count", // OpenTelemetry
-				"http_server_request_duration_count",        // OpenTelemetry for Node
-				"flask_http_request_duration_seconds_count", // unlike flask_http_request_total it has the path
-				"flask_http_request_total", "starlette_requests_total", "django_http_requests_before_middlewares_total",
+				// The guides of Prometheus, and whoever follows them; then where only the histogram is kept.
+				"http_requests_total", "http_request_duration_seconds_count",
+				// prometheus-net of ASP.NET Core; Micrometer of Spring Boot and Quarkus; Ruby's Rack collector.
+				"http_requests_received_total", "http_server_requests_seconds_count", "http_server_requests_total",
+				// OpenTelemetry at the application's own port; the last one by Node.
+				"http_server_request_duration_seconds_count", "http_server_duration_milliseconds_count",
+				"http_server_request_duration_count",
+				// Flask's histogram has the path of a request, its counter has not.
+				"flask_http_request_duration_seconds_count", "flask_http_request_total",
+				"starlette_requests_total", "django_http_requests_before_middlewares_total",
 			),
 			Duration: []Distribution{
 				seconds("http_request_duration_seconds"), seconds("http_server_requests_seconds"),

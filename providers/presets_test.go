@@ -62,23 +62,3 @@ func TestOwnNames(t *testing.T) {
 		t.Errorf("the preset's own sum is %+v, want milliseconds", got)
 	}
 }
-
-func TestLabelIs(t *testing.T) {
-	tests := []struct {
-		label       providers.Label
-		name, value string
-		want        bool
-	}{
-		{providers.Label{Name: "a", Value: "b"}, "a", "b", true},
-		{providers.Label{Name: "a", Value: "b"}, "a", "bc", false},
-		{providers.Label{Name: "a", Value: "b"}, "c", "b", false},
-		{providers.Label{Name: "a", Value: "b*"}, "a", "bc", true},
-		{providers.Label{Name: "a", Value: "b*"}, "a", "b", true},
-		{providers.Label{Name: "a", Value: "b*"}, "a", "", false},
-	}
-	for _, tt := range tests {
-		if got := tt.label.Is([]byte(tt.name), []byte(tt.value)); got != tt.want {
-			t.Errorf("%v is %s=%q: %v, want %v", tt.label, tt.name, tt.value, got, tt.want)
-		}
-	}
-}

@@ -103,7 +103,7 @@ func (p *podFigures) take(i int, labels []label, v float64) error {
 func (p *podFigures) excepted(labels []label) bool {
 	for _, l := range labels {
 		if len(l.value) > 1 && l.value[0] == '/' &&
-			(len(l.value) > 0 && string(l.value) == p.path || slices.Contains(p.scrape.ExceptPaths, string(l.value))) {
+			(string(l.value) == p.path || slices.Contains(p.scrape.ExceptPaths, string(l.value))) {
 			return true
 		}
 		for _, e := range p.scrape.Except {

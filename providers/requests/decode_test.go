@@ -165,10 +165,11 @@ func TestDecodePod(t *testing.T) {
 			body: "calls_total{handler=\"/metrics\"} 100\ncalls_total{handler=\"/\"} 2\n", want: providers.Reading{Started: 2},
 		},
 		{
-			name: "probes are no traffic", scrape: counter,
-			body: "calls_total{uri=\"/actuator/health/readiness\"} 100\ncalls_total{path=\"/healthz\"} 10\ncalls_total{path=\"/healthz/x\"} 1\ncalls_total{name=\"/healthz\"} 2\n",
-			want: providers.Reading{Started: 3},
+			name: "probes are no traffic, where the preset knows what its paths are", scrape: preset(v1alpha1.Generic),
+			body: "http_requests_total{uri=\"/actuator/health/readiness\"} 100\nhttp_requests_total{path=\"/healthz\"} 10\nhttp_requests_total{path=\"/healthz/x\"} 1\n",
+			want: providers.Reading{Started: 1},
 		},
+		{name: "own names have no paths but the scrape's", scrape: counter, body: "calls_total{path=\"/healthz\"} 10\n", want: providers.Reading{Started: 10}},
 		{name: "nothing but scrapes", scrape: counter, body: "calls_total{handler=\"/metrics\"} 100\n"},
 		{
 			name: "OpenMetrics", scrape: own, format: openMetrics,
