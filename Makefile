@@ -70,6 +70,7 @@ integration: ## real etcd, API server and HPA controller on loopback, no node, n
 	@echo "== integration tests"
 	@go -C test/cluster test -count=1 -tags cluster -timeout 5m -run 'TestControlPlane|TestAggregation' $(TESTFLAGS) .
 	@go -C test/e2e test -count=1 -tags integration -timeout 10m $(TESTFLAGS) ./integration -args -state $(STATE)
+	@go test -count=1 -tags integration -timeout 5m $(TESTFLAGS) ./test/prometheus -args -state $(STATE)
 
 .PHONY: e2e
 e2e: deploy ## the stories of test/e2e on the test cluster (root, Debian); RUN=regexp picks some
@@ -138,6 +139,9 @@ install: ## manifests into the current kubeconfig (KUSTOMIZATION=dir for an over
 	  case "$$owner" in ""|sluice-system/sluice-adapter) ;; \
 	  *) echo "install: APIService $$v.custom.metrics.k8s.io belongs to $$owner; remove that adapter first. Nothing was changed."; exit 1;; esac; \
 	done
+	@owner=$$($(KUBECTL) get apiservice v1beta1.external.metrics.k8s.io --ignore-not-found -o 'jsonpath={.spec.service.namespace}/{.spec.service.name}'); \
+	case "$$owner" in ""|sluice-system/sluice-adapter) ;; \
+	*) echo "APIService v1beta1.external.metrics.k8s.io belongs to $$owner and stays: Sluice serves custom metrics alone.";; esac
 	$(KUBECTL) apply -k $(KUSTOMIZATION)
 	@$(MAKE) wait-installed
 
@@ -147,7 +151,8 @@ wait-installed:
 	@$(KUBECTL) wait --for=condition=Available --timeout=60s apiservice/v1beta1.custom.metrics.k8s.io apiservice/v1beta2.custom.metrics.k8s.io
 
 # Functions go first, while the scaler is there to wake what sleeps; it waits for a ready pod for as long as the
-# Function's activation.timeout, 10m at most. An APIService that belongs to another adapter stays.
+# Function's activation.timeout, 10m at most. An APIService that belongs to another adapter stays. The one of external
+# metrics goes last: while those of custom metrics are there, the adapter makes it again.
 .PHONY: uninstall
 uninstall: ## the reverse: functions first, so that what sleeps runs again, then everything of Sluice
 	@if $(KUBECTL) get crd functions.sluice.dev >/dev/null 2>&1; then \
@@ -156,10 +161,10 @@ uninstall: ## the reverse: functions first, so that what sleeps runs again, then
 	    echo "uninstall: these Functions are still there; see to their pods, or to the scaler, and run it again:"; \
 	    $(KUBECTL) get functions.sluice.dev --all-namespaces; exit 1; }; \
 	fi
-	@for v in v1beta1 v1beta2; do \
-	  owner=$$($(KUBECTL) get apiservice $$v.custom.metrics.k8s.io --ignore-not-found -o 'jsonpath={.spec.service.namespace}/{.spec.service.name}'); \
-	  case "$$owner" in sluice-system/sluice-adapter) $(KUBECTL) delete apiservice $$v.custom.metrics.k8s.io;; \
-	  "") ;; *) echo "APIService $$v.custom.metrics.k8s.io belongs to $$owner and stays.";; esac; \
+	@for a in v1beta1.custom.metrics.k8s.io v1beta2.custom.metrics.k8s.io v1beta1.external.metrics.k8s.io; do \
+	  owner=$$($(KUBECTL) get apiservice $$a --ignore-not-found -o 'jsonpath={.spec.service.namespace}/{.spec.service.name}'); \
+	  case "$$owner" in sluice-system/sluice-adapter) $(KUBECTL) delete apiservice $$a;; \
+	  "") ;; *) echo "APIService $$a belongs to $$owner and stays.";; esac; \
 	done
 	@$(KUBECTL) kustomize $(KUSTOMIZATION) | awk 'BEGIN {RS = "---\n"; ORS = "---\n"} !/kind: APIService/' | \
 	  $(KUBECTL) delete -f - --ignore-not-found --timeout=180s

@@ -79,7 +79,7 @@ func TestRightsAreTheLeast(t *testing.T) {
 		verbs("services", "get", "list", "watch", "create", "update", "delete"),
 		verbs("discovery.k8s.io/endpointslices", "get", "list", "watch", "create", "update", "delete"),
 		verbs("events.k8s.io/events", "create", "patch"), // patch: a series
-		verbs("custom.metrics.k8s.io/*", "get"), // metrics have names of the users' own, and RBAC knows no "functions.sluice.dev/*"
+		verbs("custom.metrics.k8s.io/*", "get"),          // metrics have names of the users' own, and RBAC knows no "functions.sluice.dev/*"
 	)
 	slices.Sort(want)
 	if diff := cmp.Diff(want, rights(t, "ClusterRole")); diff != "" {
