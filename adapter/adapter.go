@@ -7,15 +7,19 @@
 package adapter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/types"
+	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	apiregistration "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset"
@@ -43,6 +47,11 @@ type Options struct {
 	// Registry has the process's own metrics, which are served on /metrics beside the generic API server's. Default: a
 	// new one.
 	Registry *prometheus.Registry
+	// Upstreams are other adapters that answer for what is not Sluice's. Default: none.
+	Upstreams Upstreams
+	// ExternalMetrics says whether the adapter registers itself for external.metrics.k8s.io, which it serves in any case.
+	// Default ExternalMetricsAuto.
+	ExternalMetrics ExternalMetrics
 	// DrainDelay is how long the adapter still serves after it has said that it is not ready, so that callers move
 	// away first. Default 5s; negative is none.
 	DrainDelay time.Duration
@@ -55,6 +64,15 @@ type Options struct {
 	// CertSettle is the time between publishing a new CA and serving what it signed: what the API servers take to
 	// notice. Default 2s; negative is none.
 	CertSettle time.Duration
+
+	// dialUpstream connects to an upstream; nil is the network.
+	dialUpstream func(ctx context.Context, network, address string) (net.Conn, error)
+	// discoverEvery is the time between two looks at what an upstream serves; zero is discoverEvery's.
+	discoverEvery time.Duration
+	// upstreams answer what is not ours; nil is nobody.
+	upstreams *upstreams
+	// draining is closed when the adapter begins to say that it is not ready.
+	draining <-chan struct{}
 }
 
 func (o Options) complete() (Options, error) {
@@ -79,12 +97,16 @@ func (o Options) complete() (Options, error) {
 	if o.Registry == nil {
 		o.Registry = prometheus.NewRegistry()
 	}
+	if o.ExternalMetrics == "" {
+		o.ExternalMetrics = ExternalMetricsAuto
+	}
+	o.Upstreams.Timeout = cmp.Or(o.Upstreams.Timeout, defaultUpstreamTimeout)
 	o.DrainDelay = durationOr(o.DrainDelay, 5*time.Second)
 	o.CALifetime = durationOr(o.CALifetime, 10*365*24*time.Hour)
 	o.CertLifetime = durationOr(o.CertLifetime, 365*24*time.Hour)
 	o.CertInterval = durationOr(o.CertInterval, 30*time.Second)
 	o.CertSettle = durationOr(o.CertSettle, 2*time.Second)
-	return o, nil
+	return o, o.validate()
 }
 
 // durationOr is d, otherwise where d is zero, and zero where d is negative.
@@ -111,8 +133,14 @@ func Run(ctx context.Context, o Options) error {
 	// Of the server; the certificate is looked after until it has drained.
 	kept, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	if o.upstreams, err = newUpstreams(o, metrics, logr.FromContextOrDiscard(ctx)); err != nil {
+		return err
+	}
+	o.draining = ctx.Done()
+	var serving atomic.Bool
+	answering := func() bool { return serving.Load() && ctx.Err() == nil && o.Ready() == nil }
 	if files := o.Server.SecureServing.ServerCert.CertKey; files.CertFile == "" && files.KeyFile == "" {
-		k, err := newKeeper(o, metrics)
+		k, err := newKeeper(o, metrics, answering)
 		if err != nil {
 			return err
 		}
@@ -129,6 +157,15 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	o.upstreams.install(server.GenericAPIServer)
+	running.Go(func() { o.upstreams.run(kept) })
+	err = server.GenericAPIServer.AddPostStartHook("sluice-serving", func(genericapiserver.PostStartHookContext) error {
+		serving.Store(true)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("note that the server listens: %w", err)
+	}
 	logr.FromContextOrDiscard(ctx).Info("serving", "address", o.Server.SecureServing.Listener.Addr().String())
 	if err := server.GenericAPIServer.PrepareRun().RunWithContext(ctx); err != nil {
 		return fmt.Errorf("serve: %w", err)
@@ -136,7 +173,7 @@ func Run(ctx context.Context, o Options) error {
 	return nil
 }
 
-func newKeeper(o Options, metrics *adapterMetrics) (*keeper, error) {
+func newKeeper(o Options, metrics *adapterMetrics, answering func() bool) (*keeper, error) {
 	client, err := kubernetes.NewForConfig(o.Config)
 	if err != nil {
 		return nil, fmt.Errorf("client for secrets: %w", err)
@@ -149,10 +186,13 @@ func newKeeper(o Options, metrics *adapterMetrics) (*keeper, error) {
 	return &keeper{
 		secrets: client.CoreV1().Secrets(o.Namespace),
 		bundles: &publisher{
-			client:  registrations.ApiregistrationV1().APIServices(),
-			service: types.NamespacedName{Namespace: o.Namespace, Name: Service},
-			metrics: metrics,
-			was:     map[string]ownership{},
+			client:    registrations.ApiregistrationV1().APIServices(),
+			service:   types.NamespacedName{Namespace: o.Namespace, Name: Service},
+			metrics:   metrics,
+			external:  o.ExternalMetrics,
+			answering: answering,
+			was:       map[string]finding{},
+			status:    &statusWriter{client: client.CoreV1().ConfigMaps(o.Namespace)},
 		},
 		policy: certPolicy{
 			names:  []string{host, host + ".cluster.local", "localhost"},

@@ -59,21 +59,39 @@ func (k *keeper) first(ctx context.Context) error {
 	}
 }
 
-// run looks after the certificate every interval until ctx ends.
+// run looks after the certificate and the APIServices every interval until ctx ends.
 func (k *keeper) run(ctx context.Context) {
-	log := logr.FromContextOrDiscard(ctx)
 	ticker := time.NewTicker(k.interval)
 	defer ticker.Stop()
+	// Until this adapter answers. What was waiting for that is done then, not an interval later.
+	soon := time.NewTicker(min(k.interval, time.Second))
+	defer soon.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-soon.C:
+			if k.bundles.answering() {
+				soon.Stop()
+				k.note(ctx, k.register(ctx))
+			}
 		case <-ticker.C:
+			k.note(ctx, errors.Join(k.sync(ctx), k.register(ctx)))
 		}
-		if err := k.sync(ctx); err != nil && ctx.Err() == nil {
-			k.metrics.certErrors.Inc()
-			log.Error(err, "serving certificate cannot be looked after; the present one stays")
-		}
+	}
+}
+
+// register lets the APIServices be told of; nothing that is served waits for it.
+func (k *keeper) register(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
+	return k.bundles.register(ctx, k.trusted)
+}
+
+func (k *keeper) note(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil {
+		k.metrics.certErrors.Inc()
+		logr.FromContextOrDiscard(ctx).Error(err, "serving certificate or APIServices cannot be looked after; what is served stays")
 	}
 }
 

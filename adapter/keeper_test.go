@@ -63,7 +63,9 @@ func newTestKeeper(client *fake.Clientset, registrations *apiregistrationfake.Cl
 		bundles: &publisher{
 			client:  registrations.ApiregistrationV1().APIServices(),
 			service: types.NamespacedName{Namespace: "sluice-system", Name: Service},
-			metrics: metrics, was: map[string]ownership{},
+			metrics: metrics, was: map[string]finding{},
+			external: ExternalMetricsAuto, answering: func() bool { return true },
+			status: &statusWriter{client: client.CoreV1().ConfigMaps("sluice-system")},
 		},
 		policy: policy, interval: 30 * time.Second, settle: 2 * time.Second,
 		serving: &servingCert{}, metrics: metrics,
@@ -211,8 +213,8 @@ func TestBundleComesBackAfterSomebodyAppliedWithoutIt(t *testing.T) {
 	if err := k.sync(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := len(registrations.Actions()) - before; got != 2 {
-		t.Errorf("%d calls when all is well, want 2 reads", got)
+	if got := len(registrations.Actions()) - before; got != 3 {
+		t.Errorf("%d calls when all is well, want 3 reads", got)
 	}
 }
 

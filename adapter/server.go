@@ -92,7 +92,7 @@ func newServer(o Options) (*apiserver.CustomMetricsAdapterServer, error) {
 	config.EnableMetrics = o.Server.EnableMetrics
 	config.ShutdownDelayDuration = o.DrainDelay
 	config.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
-		return genericapiserver.DefaultBuildHandlerChain(refuseBadSelectors(api), c)
+		return leave(o.draining, genericapiserver.DefaultBuildHandlerChain(o.upstreams.handler(refuseBadSelectors(api)), c))
 	}
 	config.AddReadyzChecks(healthz.NamedCheck("values", func(*http.Request) error { return o.Ready() }))
 

@@ -17,9 +17,6 @@ import (
 	"github.com/sluice-dev/sluice/providers"
 )
 
-// functionLabel is the label of a selector of external metrics that names the Function.
-const functionLabel = "function"
-
 var (
 	// kubelessFunctions are asked for by the name of the Function.
 	kubelessFunctions = schema.GroupResource{Group: "kubeless.io", Resource: "functions"}
@@ -129,7 +126,7 @@ func (q question) anyOurs(f facts) bool {
 			return q.matches(info.Labels)
 		}
 		return slices.ContainsFunc([]providers.Object{info.Workload, info.Service}, func(o providers.Object) bool {
-			return o.Resource == q.resource && o.Name != "" && q.matches(o.Labels)
+			return o.Resource == q.resource && o.Exists && q.matches(o.Labels)
 		})
 	})
 }
@@ -151,7 +148,7 @@ func namedFunctions(selector labels.Selector) []string {
 	for _, r := range requirements {
 		switch r.Operator() {
 		case selection.Equals, selection.DoubleEquals, selection.In:
-			if r.Key() == functionLabel {
+			if r.Key() == v1alpha1.LabelFunction {
 				return r.ValuesUnsorted()
 			}
 		}

@@ -24,13 +24,13 @@ var (
 	helloInfo   = providers.Info{
 		Name: named("hello"), Labels: map[string]string{"team": "a"},
 		Metrics:  []string{v1alpha1.RequestsPerSecond, v1alpha1.IdleSeconds, "queue_depth"},
-		Workload: providers.Object{Resource: deployments, Name: "hello-v2", Labels: map[string]string{"app": "hello"}},
-		Service:  providers.Object{Resource: services, Name: "shared", Labels: map[string]string{"app": "shared"}},
+		Workload: providers.Object{Resource: deployments, Name: "hello-v2", Labels: map[string]string{"app": "hello"}, Exists: true},
+		Service:  providers.Object{Resource: services, Name: "shared", Labels: map[string]string{"app": "shared"}, Exists: true},
 	}
 	twinInfo = providers.Info{
 		Name: named("twin"), Metrics: []string{v1alpha1.RequestsPerSecond},
-		Workload: providers.Object{Resource: deployments, Name: "twin", Labels: map[string]string{"app": "twin"}},
-		Service:  providers.Object{Resource: services, Name: "shared", Labels: map[string]string{"app": "shared"}},
+		Workload: providers.Object{Resource: deployments, Name: "twin", Labels: map[string]string{"app": "twin"}, Exists: true},
+		Service:  providers.Object{Resource: services, Name: "shared", Labels: map[string]string{"app": "shared"}, Exists: true},
 	}
 )
 
