@@ -138,7 +138,7 @@ func newActivator(ctx context.Context, o Options) (*activator, error) {
 	a.proxy = newProxy(a.log, a.metrics, a.scale, o)
 	a.gates = newGates(a.log, a.metrics, o.GateAddr, a.proxy)
 	a.table = newTable(a.gates.assign)
-	a.metrics.registry.MustRegister(newFunctionCollector(a.table))
+	a.metrics.functions.table = a.table
 	if a.watcher, err = newWatcher(ctx, o.RestConfig, a.table); err != nil {
 		a.close()
 		return nil, err

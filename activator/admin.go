@@ -2,6 +2,8 @@ package activator
 
 import (
 	"net/http"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -9,13 +11,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"github.com/sluice-dev/sluice/api/v1alpha1"
+	dto "github.com/prometheus/client_model/go"
 )
 
-// metrics are the activator's own numbers. Those of functions are read from their stats by functionCollector.
+// metrics are the activator's own numbers. Those of functions are read from their stats when they are asked for.
 type metrics struct {
 	registry    *prometheus.Registry
+	functions   functionFigures
 	coldStart   *prometheus.HistogramVec
 	patches     *prometheus.CounterVec
 	unrouted    prometheus.Counter
@@ -25,7 +27,7 @@ type metrics struct {
 
 func newMetrics() *metrics {
 	m := &metrics{
-		registry: prometheus.NewRegistry(),
+		registry: prometheus.NewRegistry(), functions: newFunctionFigures(),
 		coldStart: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "sluice_cold_start_seconds",
 			Help: "Time of requests that found no ready pod, by phase: hold (waiting for a pod), patch (one write of the scale), " +
@@ -59,64 +61,39 @@ func newMetrics() *metrics {
 	return m
 }
 
-// functionCollector exposes the counts of all functions. Each function's numbers are of one moment, so held never
-// exceeds in flight; a function without a request so far has no series.
-type functionCollector struct {
-	table                                           *table
-	started, inFlight, held, busy, waited, finished *prometheus.Desc
+// Gather implements prometheus.Gatherer: all families, in the order of their names.
+func (m *metrics) Gather() ([]*dto.MetricFamily, error) {
+	families, err := m.registry.Gather()
+	families = append(families, m.functions.families()...)
+	slices.SortFunc(families, func(a, b *dto.MetricFamily) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return families, err
 }
 
-func newFunctionCollector(t *table) *functionCollector {
-	desc := func(name, help string, more ...string) *prometheus.Desc {
-		return prometheus.NewDesc(name, help, append([]string{v1alpha1.LabelNamespace, v1alpha1.LabelFunction}, more...), nil)
-	}
-	return &functionCollector{
-		table:    t,
-		started:  desc(v1alpha1.ActivatorStarted, "Requests by their first byte in."),
-		inFlight: desc(v1alpha1.ActivatorInFlight, "Requests between first byte in and last byte out, held ones included."),
-		held:     desc(v1alpha1.ActivatorHeld, "Requests that wait for a pod."),
-		busy:     desc(v1alpha1.ActivatorBusySeconds, "Time integral of the requests in flight."),
-		waited:   desc(v1alpha1.ActivatorHeldSeconds, "Time integral of the requests held."),
-		finished: desc(v1alpha1.ActivatorFinished, "Requests by their last byte out.", v1alpha1.LabelOutcome),
-	}
-}
-
-// Describe implements prometheus.Collector.
-func (c *functionCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.started, c.inFlight, c.held, c.busy, c.waited, c.finished} {
-		ch <- d
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (c *functionCollector) Collect(ch chan<- prometheus.Metric) {
-	for _, fn := range c.table.all() {
-		n := fn.stats.snapshot()
-		if n.started == 0 {
-			continue
+// serve answers scrapes. Whoever sends the entity tag of its last answer learns by a 304 that the figures of functions
+// are still the same; those of the process are then not told. Prometheus sends none.
+func (m *metrics) serve(log logr.Logger) http.Handler {
+	// A slow reader is bounded by the server's WriteTimeout; gathering waits for nothing.
+	exposition := promhttp.HandlerFor(m, promhttp.HandlerOpts{
+		ErrorLog: netLog(log), Registry: m.registry, MaxRequestsInFlight: 10,
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// The tag is older than the figures: if one changes in between, it is told now and, as the tag is not that of
+		// then, told again.
+		tag := m.functions.tag()
+		w.Header().Set("ETag", tag)
+		w.Header().Set("Cache-Control", "no-store")
+		if r.Header.Get("If-None-Match") == tag {
+			w.WriteHeader(http.StatusNotModified)
+			return
 		}
-		send := func(d *prometheus.Desc, t prometheus.ValueType, v float64, more ...string) {
-			ch <- prometheus.MustNewConstMetric(d, t, v, append([]string{fn.key.Namespace, fn.key.Name}, more...)...)
-		}
-		send(c.started, prometheus.CounterValue, float64(n.started))
-		send(c.inFlight, prometheus.GaugeValue, float64(n.inFlight))
-		send(c.held, prometheus.GaugeValue, float64(n.held))
-		send(c.busy, prometheus.CounterValue, n.busy.seconds())
-		send(c.waited, prometheus.CounterValue, n.waited.seconds())
-		for o, count := range n.finished {
-			if count > 0 {
-				send(c.finished, prometheus.CounterValue, float64(count), outcomeNames[o])
-			}
-		}
-	}
+		exposition.ServeHTTP(w, r)
+	})
 }
 
 // newAdminServer serves /metrics, /healthz (the process answers) and /readyz (it serves requests and is not draining).
 func newAdminServer(log logr.Logger, m *metrics, ready *atomic.Bool) *http.Server {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
-		ErrorLog: netLog(log), Registry: m.registry, MaxRequestsInFlight: 10, Timeout: 10 * time.Second,
-	}))
+	mux.Handle("GET /metrics", m.serve(log))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})
