@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	metrics "github.com/prometheus/client_golang/prometheus"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/client/config"
+
+	"github.com/sluice-dev/sluice/adapter"
+	"github.com/sluice-dev/sluice/providers"
+	"github.com/sluice-dev/sluice/providers/prometheus"
+	"github.com/sluice-dev/sluice/providers/requests"
+)
+
+// options are what the flags say.
+type options struct {
+	adapter   adapter.Options
+	intervals providers.Intervals
+	allow     []string // servers that Functions may query; see prometheus.Options
+}
+
+func (o *options) validate() error {
+	var errs []error
+	for _, i := range []struct {
+		flag  string
+		every time.Duration
+	}{
+		{"activator-interval", o.intervals.Activator}, {"pod-interval", o.intervals.Pod}, {"query-interval", o.intervals.Query},
+	} {
+		if i.every < 100*time.Millisecond {
+			errs = append(errs, fmt.Errorf("--%s: %s is less than 100ms", i.flag, i.every))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// run measures until the server has drained, so that it is not drained with values that grow stale.
+func run(ctx context.Context, o options) (err error) {
+	if err := o.validate(); err != nil {
+		return err
+	}
+	if o.adapter.Config, err = ctrlconfig.GetConfig(); err != nil {
+		return fmt.Errorf("find the Kubernetes API: %w", err)
+	}
+	secrets, err := readSecrets(o.adapter)
+	if err != nil {
+		return err
+	}
+	scraper := requests.NewScraper()
+	scraper.Secrets = secrets
+	defer scraper.Close()
+	queries, err := prometheus.New(prometheus.Options{Secrets: secrets, Allow: o.allow})
+	if err != nil {
+		return fmt.Errorf("--prometheus-allow: %w", err)
+	}
+	defer queries.Close()
+	store := providers.NewStore(o.intervals)
+	o.adapter.Reader, o.adapter.Registry = store, metrics.NewRegistry()
+	collector, err := providers.NewCollector(providers.Options{
+		Store:     store,
+		Discovery: &requests.Discovery{Config: o.adapter.Config, Namespace: o.adapter.Namespace},
+		Sources: map[providers.Kind]providers.Source{
+			providers.Activator: scraper, providers.Pod: scraper, providers.Query: queries,
+		},
+		Registerer: o.adapter.Registry,
+	})
+	if err != nil {
+		return err
+	}
+	o.adapter.Ready = collector.Ready
+
+	serving, stop := context.WithCancelCause(ctx)
+	measuring, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() { stop(collector.Run(measuring)) })
+	if err := adapter.Run(serving, o.adapter); err != nil {
+		return err
+	}
+	if cause := context.Cause(serving); ctx.Err() == nil {
+		return cause
+	}
+	return nil
+}
+
+// readSecrets reads with a client of its own, whose rate is bounded by how long Secrets remembers and not by the
+// client: one namespace's Secrets must not delay another's.
+func readSecrets(o adapter.Options) (*providers.Secrets, error) {
+	config := rest.CopyConfig(o.Config)
+	config.QPS = -1
+	client, err := corev1client.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("client for secrets: %w", err)
+	}
+	return providers.NewSecrets(providers.SecretsOptions{Client: client, Namespace: o.Namespace}), nil
+}
