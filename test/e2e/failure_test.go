@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,7 +33,7 @@ func withoutAdapter(s *story) {
 
 	stop := s.steadyLoad(s.clusterIP("sluice-busy"), 28, false) // ceil(28 / 10) = 3
 	eventually(s.T, 60*time.Second, "the HPA to read the rate", func(ctx context.Context) string {
-		return s.hpaCondition(ctx, "sluice-busy", autoscalingv2.ScalingActive, corev1.ConditionTrue)
+		return s.hpaSays(ctx, "sluice-busy", autoscalingv2.ScalingActive, corev1.ConditionTrue)
 	})
 
 	s.scaleSystem(s.T, "sluice-adapter", 0)
@@ -41,7 +42,7 @@ func withoutAdapter(s *story) {
 	stop()
 
 	eventually(s.T, 60*time.Second, "the HPA to say that it knows nothing", func(ctx context.Context) string {
-		return s.hpaCondition(ctx, "sluice-busy", autoscalingv2.ScalingActive, corev1.ConditionFalse)
+		return s.hpaSays(ctx, "sluice-busy", autoscalingv2.ScalingActive, corev1.ConditionFalse)
 	})
 	always(s.T, 30*time.Second, "replicas while nothing is known", func(ctx context.Context) string {
 		var d appsv1.Deployment
@@ -125,19 +126,28 @@ func activatorLeaves(s *story) {
 	stopKept()
 }
 
-// hpaCondition says why the condition is not as wanted, or "".
-func (s *story) hpaCondition(ctx context.Context, name string, condition autoscalingv2.HorizontalPodAutoscalerConditionType, want corev1.ConditionStatus) string {
+// hpaSays says why the condition is not as wanted, or lacks a word in its message, or "".
+func (s *story) hpaSays(ctx context.Context, name string, condition autoscalingv2.HorizontalPodAutoscalerConditionType, want corev1.ConditionStatus,
+	words ...string,
+) string {
 	var h autoscalingv2.HorizontalPodAutoscaler
 	if err := s.client.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: name}, &h); err != nil {
 		return err.Error()
 	}
 	for _, c := range h.Status.Conditions {
-		if c.Type == condition {
-			if c.Status == want {
-				return ""
-			}
-			return fmt.Sprintf("%s=%s/%s: %s", c.Type, c.Status, c.Reason, c.Message)
+		if c.Type != condition {
+			continue
 		}
+		said := fmt.Sprintf("%s=%s/%s: %s", c.Type, c.Status, c.Reason, c.Message)
+		if c.Status != want {
+			return said
+		}
+		for _, word := range words {
+			if !strings.Contains(c.Message, word) {
+				return fmt.Sprintf("%s lacks %q", said, word)
+			}
+		}
+		return ""
 	}
 	return "no such condition yet"
 }

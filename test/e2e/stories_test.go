@@ -35,6 +35,9 @@ func TestStories(t *testing.T) {
 		w.story(t, "WorkloadStays", workloadStays)
 		w.story(t, "ScalesOnRateDirect", scalesOnRateDirect)
 		w.story(t, "ScalesOnRateProxied", scalesOnRateProxied)
+		w.story(t, "OwnHPAs", ownHPAs)
+		w.story(t, "OwnHPAToZero", ownHPAToZero)
+		w.story(t, "OwnHPATold", ownHPATold)
 	})
 	// Alone on the machine, because they are about moments.
 	t.Run("sleep", func(t *testing.T) {
@@ -42,6 +45,7 @@ func TestStories(t *testing.T) {
 		w.story(t, "AnyMomentProxied", anyMomentProxied)
 	})
 	t.Run("failures", func(t *testing.T) {
+		w.serial(t, "AdapterRollsLosingNoRead", adapterRolls)
 		w.serial(t, "WithoutAdapterNothingScalesDown", withoutAdapter)
 		w.serial(t, "WithoutScalerItStillWakes", withoutScaler)
 		w.serial(t, "ActivatorLeavesLosingNothing", activatorLeaves)
