@@ -19,13 +19,14 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/testr"
-	"github.com/prometheus/client_golang/prometheus"
+	metrics "github.com/prometheus/client_golang/prometheus"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -33,6 +34,7 @@ import (
 	"github.com/sluice-dev/sluice/adapter"
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 	"github.com/sluice-dev/sluice/providers"
+	queries "github.com/sluice-dev/sluice/providers/prometheus"
 	"github.com/sluice-dev/sluice/providers/requests"
 	"github.com/sluice-dev/sluice/scaler"
 	"github.com/sluice-dev/sluice/test/cluster"
@@ -45,8 +47,11 @@ type world struct {
 	client  client.Client
 	kube    kubernetes.Interface
 	kubectl func(args ...string) (string, error)
+	config  *rest.Config // of an administrator
 	gate    *gate
-	root    string
+	// prometheus is the URL of a server whose answer to the query N is N, for those who know its password.
+	prometheus string
+	root       string
 }
 
 func newWorld(t *testing.T) *world {
@@ -79,7 +84,7 @@ func newWorld(t *testing.T) *world {
 	if err := v1alpha1.AddToScheme(scheme.Scheme); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{root: root, gate: newGate(t)}
+	w := &world{root: root, config: config, gate: newGate(t)}
 	w.kubectl = func(args ...string) (string, error) {
 		out, err := exec.CommandContext(t.Context(), filepath.Join(c.BinDir(), "kube"),
 			append([]string{"kubectl", "--kubeconfig", c.Kubeconfig()}, args...)...).CombinedOutput()
@@ -149,20 +154,27 @@ func (w *world) startAdapter(t *testing.T, config *rest.Config) {
 	if err := w.client.Create(ctx, external); err != nil {
 		t.Fatal(err)
 	}
-	for _, version := range []string{"v1beta1", "v1beta2"} {
-		if out, err := w.kubectl("patch", "apiservice", version+".custom.metrics.k8s.io", "--type=merge",
-			"-p", fmt.Sprintf(`{"spec":{"service":{"port":%d}}}`, port)); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
-	store := providers.NewStore(providers.Intervals{})
+	w.registerAt(t, port)
+	intervals := providers.Intervals{Pod: time.Second, Query: time.Second}
+	store := providers.NewStore(intervals)
+	secrets := secretsOf(t, account)
 	scraper := requests.NewScraper()
+	scraper.Secrets = secrets
 	t.Cleanup(scraper.Close)
-	registry := prometheus.NewRegistry()
+	prometheus := newPrometheus(t)
+	w.prometheus = prometheus.URL
+	queries, err := queries.New(queries.Options{Secrets: secrets, Allow: []string{prometheus.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(queries.Close)
+	registry := metrics.NewRegistry()
 	collector, err := providers.NewCollector(providers.Options{
-		Store:      store,
-		Discovery:  withGate{real: &requests.Discovery{Config: account, Namespace: v1alpha1.SystemNamespace}, gate: w.gate.endpoint()},
-		Sources:    map[providers.Kind]providers.Source{providers.Activator: scraper, providers.Pod: scraper},
+		Store:     store,
+		Discovery: withGate{real: &requests.Discovery{Config: account, Namespace: v1alpha1.SystemNamespace}, gate: w.gate.endpoint()},
+		Sources: map[providers.Kind]providers.Source{
+			providers.Activator: scraper, providers.Pod: podsAt{scraper, w.gate.address()}, providers.Query: queries,
+		},
 		Registerer: registry,
 	})
 	if err != nil {
@@ -176,6 +188,57 @@ func (w *world) startAdapter(t *testing.T, config *rest.Config) {
 			Config: account, Reader: store, Ready: collector.Ready, Registry: registry, Server: server, DrainDelay: -1,
 		})
 	})
+}
+
+// registerAt makes the APIServices lead to port. The adapter would make that of external metrics by itself, but at the
+// port of a real Service.
+func (w *world) registerAt(t *testing.T, port int) {
+	t.Helper()
+	for _, version := range []string{"v1beta1", "v1beta2"} {
+		if out, err := w.kubectl("patch", "apiservice", version+".custom.metrics.k8s.io", "--type=merge",
+			"-p", fmt.Sprintf(`{"spec":{"service":{"port":%d}}}`, port)); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	external := filepath.Join(t.TempDir(), "external.yaml")
+	if err := os.WriteFile(external, fmt.Appendf(nil, externalAPIService, v1alpha1.SystemNamespace, adapter.Service, port), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := w.kubectl("create", "-f", external); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+const externalAPIService = `apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: {name: v1beta1.external.metrics.k8s.io}
+spec:
+  group: external.metrics.k8s.io
+  version: v1beta1
+  groupPriorityMinimum: 100
+  versionPriority: 100
+  service: {namespace: %s, name: %s, port: %d}
+`
+
+func secretsOf(t *testing.T, config *rest.Config) *providers.Secrets {
+	t.Helper()
+	client, err := corev1client.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return providers.NewSecrets(providers.SecretsOptions{Client: client, TTL: time.Second})
+}
+
+// podsAt measures all pods at one address, by the path that their Function names: an EndpointSlice may not name loopback
+// addresses.
+type podsAt struct {
+	providers.Source
+	address string
+}
+
+func (s podsAt) Measure(ctx context.Context, t providers.Target) (*providers.Measurement, error) {
+	t.Address = s.address
+	return s.Source.Measure(ctx, t)
 }
 
 func (w *world) startScaler(t *testing.T, config *rest.Config) {
@@ -223,7 +286,8 @@ func (s gateSink) SetActivators([]providers.Endpoint) {
 	s.Sink.SetActivators([]providers.Endpoint{s.gate})
 }
 
-// gate is the metrics of an activator through which requests come at rates that the test sets. Its counters are exact.
+// gate is the metrics of an activator through which requests come at rates that the test sets, and at /pods/FUNCTION
+// those of a pod of FUNCTION that takes requests at the same rate. Its counters are exact.
 type gate struct {
 	server *httptest.Server
 	began  time.Time
@@ -249,9 +313,11 @@ func newGate(t *testing.T) *gate {
 	return g
 }
 
+func (g *gate) address() string { return strings.TrimPrefix(g.server.URL, "http://") }
+
 func (g *gate) endpoint() providers.Endpoint {
-	address := strings.TrimPrefix(g.server.URL, "http://")
-	return providers.Endpoint{Target: providers.Target{Kind: providers.Activator, Address: address, Path: "/metrics"}, Ready: true, Expected: true}
+	address := g.address()
+	return providers.Endpoint{Target: providers.Target{Kind: providers.Activator, Address: address, Scrape: providers.Scrape{Path: "/metrics"}}, Ready: true, Expected: true}
 }
 
 // set makes requests for function arrive at rate per second from now on.
@@ -273,7 +339,7 @@ func (g *gate) fail(broken bool) {
 	g.broken = broken
 }
 
-func (g *gate) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.broken {
@@ -282,6 +348,14 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
 	fmt.Fprintf(w, "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds %v\n", float64(g.began.UnixNano())/1e9)
+	if function, ok := strings.CutPrefix(r.URL.Path, "/pods/"); ok {
+		a := g.rates[function]
+		if a == nil {
+			a = &arrivals{}
+		}
+		fmt.Fprintf(w, "# TYPE calls_total counter\ncalls_total %v\n", a.at(time.Now()))
+		return
+	}
 	fmt.Fprintf(w, "# TYPE %s counter\n", v1alpha1.ActivatorStarted)
 	for function, a := range g.rates {
 		fmt.Fprintf(w, "%s{namespace=\"default\",function=%q} %v\n", v1alpha1.ActivatorStarted, function, a.at(time.Now()))
