@@ -152,7 +152,7 @@ func (c *Collector) measure(ctx context.Context, t Target, timeout time.Duration
 	if ctx.Err() != nil {
 		return ctx.Err() // an attempt that was cut short says nothing about the target
 	}
-	c.opts.Store.Record(t, at, m, err)
+	err = c.opts.Store.Record(t, at, m, err)
 	c.metrics.observe(t.Kind, err, time.Since(at))
 	c.mu.Lock()
 	delete(c.untried, t)

@@ -1,14 +1,16 @@
 package providers
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
 // ErrNoPod is returned for a pod that belongs to no function, or whose requests nobody counts one by one.
@@ -29,6 +31,18 @@ func (a *Ambiguous) Error() string {
 	return fmt.Sprintf("it belongs to %d functions, %s: ask for one of them", len(names), strings.Join(names, ", "))
 }
 
+// Info is what is known of a function beside its values.
+type Info struct {
+	// Name of the function.
+	Name types.NamespacedName
+	// Labels of the Function object. Not to be written to.
+	Labels map[string]string
+	// Metrics that somebody counts for the function. Not to be written to.
+	Metrics []string
+	// Workload and Service of the function.
+	Workload, Service Object
+}
+
 // PodInfo is a pod that counts its own requests.
 type PodInfo struct {
 	// Pod is the pod with its labels; its namespace is that of Function.
@@ -37,47 +51,151 @@ type PodInfo struct {
 	Function types.NamespacedName
 }
 
+// Info tells of one function; ErrNoFunction if there is none of that name.
+func (s *Store) Info(name types.NamespacedName) (Info, error) {
+	f := s.function(name)
+	if f == nil {
+		return Info{}, ErrNoFunction
+	}
+	return f.def.Load().info, nil
+}
+
+// List tells of all functions of a namespace, or of all namespaces where it is empty, in the order of their names.
+func (s *Store) List(namespace string) []Info {
+	of := s.functionsOf(namespace)
+	infos := make([]Info, len(of))
+	for i, f := range of {
+		infos[i] = f.def.Load().info
+	}
+	return infos
+}
+
+func (s *Store) functionsOf(namespace string) []*function {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Clone(s.namespaces[namespace])
+}
+
 // Owner tells of the function whose workload or Service the object is. The error is ErrNoFunction or an *Ambiguous.
 func (s *Store) Owner(namespace string, resource schema.GroupResource, name string) (Info, error) {
 	s.mu.RLock()
-	defer s.mu.RUnlock()
-	var found []*function
-	for _, f := range s.namespaces[namespace] {
-		for _, o := range [...]Object{f.Workload, f.Service} {
-			if o.Resource == resource && o.Name == name {
-				found = append(found, f)
-			}
-		}
-	}
-	switch len(found) {
+	of := s.owners[objectKey{namespace: namespace, resource: resource, name: name}]
+	s.mu.RUnlock()
+	switch len(of) {
 	case 0:
 		return Info{}, ErrNoFunction
 	case 1:
-		return found[0].info(), nil
+		return of[0].def.Load().info, nil
 	}
-	a := &Ambiguous{}
-	for _, f := range found {
-		a.Functions = append(a.Functions, f.Name)
-	}
-	slices.SortFunc(a.Functions, func(a, b types.NamespacedName) int { return cmp.Compare(a.Name, b.Name) })
-	return Info{}, a
+	return Info{}, ambiguous(of)
 }
 
-// Pods tells of all pods in a namespace that count their own requests, in the order of their names.
+func ambiguous(functions []*function) *Ambiguous {
+	a := &Ambiguous{}
+	for _, f := range functions {
+		a.Functions = append(a.Functions, f.def.Load().Name)
+	}
+	slices.SortFunc(a.Functions, compareNames)
+	return a
+}
+
+// Pods tells of all pods in a namespace, or in all namespaces where it is empty, that count their own requests, in the
+// order of their names. A pod of two functions is told of twice.
 func (s *Store) Pods(namespace string) []PodInfo {
-	s.mu.RLock()
 	var pods []PodInfo
-	for _, f := range s.namespaces[namespace] {
-		for _, src := range f.pods.live {
-			pods = append(pods, PodInfo{Pod: src.Pod, Function: f.Name})
+	for _, f := range s.functionsOf(namespace) {
+		name := f.def.Load().Name
+		f.mu.RLock()
+		live := f.pods.live // never written to
+		f.mu.RUnlock()
+		for _, src := range live {
+			if e := src.state.Load().endpoint; e.Pod.Name != "" {
+				pods = append(pods, PodInfo{Pod: e.Pod, Function: name})
+			}
 		}
 	}
-	s.mu.RUnlock()
-	slices.SortFunc(pods, func(a, b PodInfo) int { return cmp.Compare(a.Pod.Name, b.Pod.Name) })
+	slices.SortFunc(pods, func(a, b PodInfo) int {
+		return compareNames(
+			types.NamespacedName{Namespace: a.Function.Namespace, Name: a.Pod.Name},
+			types.NamespacedName{Namespace: b.Function.Namespace, Name: b.Pod.Name})
+	})
 	return pods
 }
 
-// PodValue returns a metric of one pod. The error is ErrNoPod or an *Unknown.
+// PodValue returns requests_per_second, requests_in_flight or request_duration_seconds of one pod, as of its own latest
+// answer, and over the windows of its function. What waits at the activators is at no pod. While the pod is younger
+// than the window, or has been observed for less, the value is that of the shorter time, and says so.
+//
+// The error is ErrNoPod, an *Ambiguous for a pod of several functions, or an *Unknown.
 func (s *Store) PodValue(namespace, pod, metric string) (Value, error) {
-	return Value{}, ErrNoPod
+	wall := time.Now()
+	s.mu.RLock()
+	of := s.pods[types.NamespacedName{Namespace: namespace, Name: pod}]
+	s.mu.RUnlock()
+	if len(of) == 0 {
+		return Value{}, ErrNoPod
+	}
+	src := of[0]
+	for _, other := range of[1:] {
+		if other.fn != src.fn {
+			functions := make([]*function, len(of))
+			for i := range of {
+				functions[i] = of[i].fn
+			}
+			return Value{}, ambiguous(functions)
+		}
+	}
+	now := s.tick(wall)
+	v, at, unknown := src.value(metric, now)
+	if unknown != nil {
+		return Value{}, unknown
+	}
+	v.At = wall.Add(-time.Duration(now - at))
+	return v, nil
+}
+
+// value is that of a source of Kind Pod alone.
+func (src *source) value(metric string, now tick) (Value, tick, *Unknown) {
+	f := src.fn
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	def, st := f.def.Load(), src.state.Load()
+	window := def.Window
+	var c counter
+	switch metric {
+	case v1alpha1.RequestsPerSecond:
+		c = started
+	case v1alpha1.RequestsInFlight:
+		c, window = f.inFlight(def.Rule), v1alpha1.DefaultWindow
+	case v1alpha1.RequestDurationSeconds:
+	default:
+		return Value{}, 0, def.noMetric(metric)
+	}
+	if unknown := def.Rule.notCounted(metric); unknown != nil {
+		return Value{}, 0, unknown
+	}
+	at := min(st.sampled, now)
+	switch {
+	case st.sampled == never:
+		u := &Unknown{Reason: NoData, Source: src.String(), Err: st.err}
+		if st.err != nil {
+			u.Reason = SourceError
+		}
+		return Value{}, 0, u
+	case time.Duration(now-at) > staleAfter(src.interval):
+		return Value{}, 0, &Unknown{Reason: Stale, Source: src.String(), Age: time.Duration(now - at), Err: st.err}
+	case st.absent && !f.shown:
+		return Value{}, 0, def.counterMissing(src, "counter", def.Rule.Scrape.Requests)
+	case metric == v1alpha1.RequestsInFlight && !f.gauged && !def.Rule.Duration:
+		return Value{}, 0, def.counterMissing(src, "gauge of requests in flight", def.Rule.Scrape.InFlight)
+	}
+	from := max(at-tick(window), f.since, st.counted, src.track.point(0).at)
+	observed := time.Duration(at - from)
+	if observed <= 0 || observed < src.interval/2 {
+		return Value{}, 0, &Unknown{Reason: NoData, Source: src.String()}
+	}
+	if metric == v1alpha1.RequestDurationSeconds {
+		return meanDuration(src.increase(lasted, from, at), src.increase(ended, from, at), observed, at)
+	}
+	return Value{Value: src.increase(c, from, at) / observed.Seconds(), Window: observed}, at, nil
 }

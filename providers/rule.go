@@ -2,6 +2,9 @@ package providers
 
 import (
 	"cmp"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -98,51 +101,72 @@ func podRule(pm *v1alpha1.PodMetrics) Rule {
 	return r
 }
 
-// amount is one summand of a metric: a counter of the sources of one kind.
-type amount struct {
-	kind    Kind
-	counter counter
-}
-
+// Metrics that are served, by who counts. Never written to.
 var (
-	proxiedRate     = []amount{{Activator, started}}
-	proxiedInFlight = []amount{{Activator, busy}}
-	directRate      = []amount{{Pod, started}}
-	directInFlight  = []amount{{Pod, busy}, {Activator, held}}
-
-	allMetrics   = []string{v1alpha1.RequestsPerSecond, v1alpha1.RequestsInFlight, v1alpha1.IdleSeconds}
-	withoutGauge = []string{v1alpha1.RequestsPerSecond, v1alpha1.IdleSeconds}
-)
-
-// amounts lists what is summed for metric, which is a rate or a mean; or it says why nobody counts it.
-func (r Rule) amounts(metric string) ([]amount, *Unknown) {
-	rate := metric == v1alpha1.RequestsPerSecond
-	switch {
-	case r.Proxied && rate:
-		return proxiedRate, nil
-	case r.Proxied:
-		return proxiedInFlight, nil
-	case r.ByPods && rate:
-		return directRate, nil
-	case r.ByPods && r.Gauge:
-		return directInFlight, nil
-	case r.ByPods:
-		return nil, notCounted("name a gauge in spec.traffic.podMetrics.inFlight, or set spec.traffic.mode Proxied")
-	default:
-		return nil, notCounted("set spec.traffic.mode Proxied, or name a counter in spec.traffic.podMetrics.requests")
+	byActivators = []string{v1alpha1.RequestsPerSecond, v1alpha1.RequestsInFlight, v1alpha1.IdleSeconds}
+	byPods       = []string{v1alpha1.RequestsPerSecond, v1alpha1.IdleSeconds}
+	byPodsGauge  = []string{v1alpha1.RequestsPerSecond, v1alpha1.RequestsInFlight, v1alpha1.IdleSeconds}
+	byPodsAll    = []string{
+		v1alpha1.RequestsPerSecond, v1alpha1.RequestsInFlight, v1alpha1.RequestDurationSeconds, v1alpha1.IdleSeconds,
 	}
-}
+)
 
 // Counts lists the metrics that somebody counts for the function, known or not at the moment. Not to be written to.
 func (r Rule) Counts() []string {
 	switch {
-	case r.Proxied, r.ByPods && r.Gauge:
-		return allMetrics
+	case r.Proxied:
+		return byActivators
+	case r.ByPods && r.Duration:
+		return byPodsAll
+	case r.ByPods && r.Gauge:
+		return byPodsGauge
 	case r.ByPods:
-		return withoutGauge
+		return byPods
 	default:
 		return nil
 	}
 }
 
-func notCounted(remedy string) *Unknown { return &Unknown{Reason: NotCounted, Remedy: remedy} }
+// notCounted says why nobody counts metric, which is one of Sluice's own; nil if somebody does.
+func (r Rule) notCounted(metric string) *Unknown {
+	if slices.Contains(r.Counts(), metric) {
+		return nil
+	}
+	u := &Unknown{Reason: NotCounted}
+	switch {
+	case !r.Proxied && !r.ByPods:
+		u.Remedy = "set spec.traffic.mode Proxied, or name a counter in spec.traffic.podMetrics.requests"
+	case metric == v1alpha1.RequestsInFlight:
+		u.Remedy = "name a gauge in spec.traffic.podMetrics.inFlight or a histogram in spec.traffic.podMetrics.duration, " +
+			"or set spec.traffic.mode Proxied"
+	case r.Proxied:
+		u.Remedy = "only pods tell durations: set spec.traffic.mode Direct and spec.traffic.podMetrics with a duration"
+	default:
+		u.Remedy = "name a histogram or summary in spec.traffic.podMetrics.duration"
+	}
+	return u
+}
+
+// noMetric says that def has no metric of that name.
+func (def *definition) noMetric(metric string) *Unknown {
+	has := "none"
+	if len(def.info.Metrics) > 0 {
+		has = strings.Join(def.info.Metrics, ", ")
+	}
+	return &Unknown{Reason: NoMetric, Detail: fmt.Sprintf("there is no metric %q: %s has %s", metric, def.Name, has)}
+}
+
+// counterMissing says that pod has not shown what it is to be measured by.
+func (def *definition) counterMissing(pod *source, what, name string) *Unknown {
+	scrape := def.Rule.Scrape
+	switch {
+	case name != "":
+		name = " " + name
+	case scrape.Preset != "":
+		name = " of preset " + string(scrape.Preset)
+	}
+	return &Unknown{
+		Reason: CounterMissing, Source: pod.String(), Detail: "exposes no " + what + name,
+		Remedy: "check spec.traffic.podMetrics, or wait: it may appear with the first request",
+	}
+}

@@ -1,9 +1,6 @@
 package providers
 
 import (
-	"cmp"
-	"fmt"
-	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -11,232 +8,294 @@ import (
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
-// Info is what is known of a function beside its values.
-type Info struct {
-	// Name of the function.
-	Name types.NamespacedName
-	// Labels of the Function object. Not to be written to.
-	Labels map[string]string
-	// Metrics that somebody counts for the function.
-	Metrics []string
-	// Workload and Service of the function.
-	Workload, Service Object
-}
-
-// Info tells of one function; ErrNoFunction if there is none of that name.
-func (s *Store) Info(name types.NamespacedName) (Info, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	f := s.functions[name]
-	if f == nil {
-		return Info{}, ErrNoFunction
-	}
-	return f.info(), nil
-}
-
-func (f *function) info() Info {
-	return Info{Name: f.Name, Labels: f.Labels, Metrics: f.Rule.Counts(), Workload: f.Workload, Service: f.Service}
-}
-
-// List tells of all functions of a namespace, or of all namespaces where it is empty, in the order of their names.
-func (s *Store) List(namespace string) []Info {
-	s.mu.RLock()
-	var infos []Info
-	if namespace == "" {
-		infos = make([]Info, 0, len(s.functions))
-		for _, f := range s.functions {
-			infos = append(infos, f.info())
-		}
-	} else {
-		infos = make([]Info, 0, len(s.namespaces[namespace]))
-		for _, f := range s.namespaces[namespace] {
-			infos = append(infos, f.info())
-		}
-	}
-	s.mu.RUnlock()
-	slices.SortFunc(infos, func(a, b Info) int {
-		return cmp.Or(cmp.Compare(a.Name.Namespace, b.Name.Namespace), cmp.Compare(a.Name.Name, b.Name.Name))
-	})
-	return infos
-}
-
-// Value returns the value of a metric of a function: requests_per_second over the function's own window,
-// requests_in_flight as the mean over DefaultWindow, idle_seconds as it was at the Value's time. While less than
-// the window has been observed, the value is that of the shorter time, and says so.
+// Value returns the value of a metric of a function: requests_per_second and request_duration_seconds over the
+// function's own window, requests_in_flight as the mean over DefaultWindow, idle_seconds as it was at the Value's time,
+// and the latest answer of a query under the query's name. While less than the window has been observed, the value is
+// that of the shorter time, and says so.
 //
 // The error is ErrNoFunction, or an *Unknown.
 func (s *Store) Value(name types.NamespacedName, metric string) (Value, error) {
 	wall := time.Now()
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	f := s.functions[name]
+	f := s.function(name)
 	if f == nil {
 		return Value{}, ErrNoFunction
 	}
-	var v Value
-	var at tick
-	var unknown *Unknown
-	now := s.tick(wall)
-	switch metric {
-	case v1alpha1.IdleSeconds:
-		v, at, unknown = s.idle(f, now)
-	case v1alpha1.RequestsPerSecond:
-		v, at, unknown = s.mean(f, metric, f.Window, now)
-	case v1alpha1.RequestsInFlight:
-		v, at, unknown = s.mean(f, metric, v1alpha1.DefaultWindow, now)
-	default:
-		unknown = notCounted(fmt.Sprintf("there is no metric %q", metric))
-	}
+	v, at, unknown := s.value(f, metric, s.tick(wall))
 	if unknown != nil {
 		return Value{}, unknown
 	}
-	v.At = wall.Add(-time.Duration(now - at))
+	v.At = wall.Add(-time.Duration(s.tick(wall) - at))
 	return v, nil
 }
 
-// view is how far a function is observed.
-type view struct {
+func (s *Store) value(f *function, metric string, now tick) (Value, tick, *Unknown) {
+	switch metric {
+	case v1alpha1.RequestsPerSecond, v1alpha1.RequestsInFlight, v1alpha1.RequestDurationSeconds, v1alpha1.IdleSeconds:
+	default:
+		return f.query(metric, now)
+	}
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	def := f.def.Load()
+	if unknown := def.Rule.notCounted(metric); unknown != nil {
+		return Value{}, 0, unknown
+	}
+	l := look{f: f, def: def, acts: s.activators.Load(), now: now}
+	if def.Rule.ByPods {
+		if unknown := l.shown(metric); unknown != nil {
+			return Value{}, 0, unknown
+		}
+	}
+	switch metric {
+	case v1alpha1.IdleSeconds:
+		return l.idle()
+	case v1alpha1.RequestDurationSeconds:
+		return l.duration()
+	case v1alpha1.RequestsPerSecond:
+		l.window = def.Window
+		if def.Rule.Proxied {
+			l.gate, l.byGate = started, true
+		} else {
+			l.pod, l.byPods = started, true
+		}
+	default:
+		l.window = v1alpha1.DefaultWindow
+		if def.Rule.Proxied {
+			l.gate, l.byGate = busy, true
+		} else {
+			l.gate, l.byGate = held, true
+			l.pod, l.byPods = f.inFlight(def.Rule), true
+		}
+	}
+	return l.mean()
+}
+
+// inFlight is the counter whose increase over a time is the mean number of requests in flight at the function's pods.
+func (f *function) inFlight(r Rule) counter {
+	if r.Gauge && f.gauged {
+		return busy
+	}
+	return lasted
+}
+
+// query is the latest answer of the function's query of that name.
+func (f *function) query(metric string, now tick) (Value, tick, *Unknown) {
+	for _, src := range *f.queries.Load() {
+		if src.Ask.Metric != metric {
+			continue
+		}
+		st := src.state.Load()
+		if st.sampled == never || time.Duration(now-st.sampled) > staleAfter(src.interval) {
+			u := &Unknown{Reason: NoData, Source: src.String(), Err: st.err}
+			switch {
+			case st.sampled != never:
+				u.Reason, u.Age = Stale, time.Duration(now-st.sampled)
+			case st.err != nil:
+				u.Reason = SourceError
+			}
+			return Value{}, 0, u
+		}
+		return Value{Value: st.answer}, min(st.sampled, now), nil
+	}
+	return Value{}, 0, f.def.Load().noMetric(metric)
+}
+
+// shown tells whether what metric is made of has ever been seen at a pod, while there are pods that it is made of. Where
+// it has not, zero and unknown look the same.
+func (l *look) shown(metric string) *Unknown {
+	inFlight := metric == v1alpha1.RequestsInFlight && !l.f.gauged && !l.def.Rule.Duration
+	if l.f.shown && !inFlight {
+		return nil
+	}
+	for _, src := range l.f.pods.live {
+		if st := src.state.Load(); !st.waited || st.sampled == never {
+			continue
+		}
+		if !l.f.shown {
+			return l.def.counterMissing(src, "counter", l.def.Rule.Scrape.Requests)
+		}
+		return l.def.counterMissing(src, "gauge of requests in flight", l.def.Rule.Scrape.InFlight)
+	}
+	return nil
+}
+
+// look is one look at a function, whose mu is held. First it finds out how far its sources are known, then it sums.
+type look struct {
+	f    *function
+	def  *definition
+	acts *group
+	now  tick
+
+	// What is summed, over the window.
+	gate, pod      counter
+	byGate, byPods bool
+	window         time.Duration
+
+	// leave says which pods are missing. The value is made without them, or they are made up for.
+	leave leave
+
 	at      tick // the oldest of the times of all sources that are waited for
 	from    tick // everything is counted from here on
 	watched tick // everything was observed without a gap from here on
 	slowest time.Duration
+	waited  int
+	oldest  *source
+	unseen  *source // a source of which nothing is known
 }
 
-// view looks at all sources of f.
-func (s *Store) view(f *function, now tick) (view, *Unknown) {
-	v := view{at: now, from: f.since, watched: max(f.since, s.listedSince)}
-	var oldest *source
-	var unknown *Unknown
-	waited := 0
-	for _, g := range [...]*group{&s.activators, &f.pods} {
-		for _, src := range g.gone {
-			v.from = max(v.from, src.counted)
+// begin forgets what was found out.
+func (l *look) begin() {
+	l.at, l.from, l.watched = l.now, max(l.f.since, l.f.pods.from), l.f.since
+	l.slowest, l.waited, l.oldest, l.unseen = 0, 0, nil, nil
+}
+
+// add finds out about a group.
+func (l *look) add(g *group) {
+	l.from, l.watched = max(l.from, g.from), max(l.watched, g.since)
+	for _, src := range g.gone {
+		l.from = max(l.from, src.state.Load().counted)
+	}
+	for _, src := range g.live {
+		st := src.state.Load()
+		if l.leave.out(src, st, l.now) {
+			continue
 		}
-		for _, src := range g.live {
-			v.from = max(v.from, src.counted)
-			if !src.waited {
-				continue
+		l.from = max(l.from, st.counted)
+		if !st.waited {
+			continue
+		}
+		l.waited++
+		l.watched = max(l.watched, st.watched)
+		l.slowest = max(l.slowest, src.interval)
+		if seen := st.seen(); seen == never {
+			l.unseen = src
+		} else if l.oldest == nil || seen < l.at {
+			l.oldest, l.at = src, min(seen, l.now)
+		}
+	}
+}
+
+// known tells why a value as of the time at is not known.
+func (l *look) known() *Unknown {
+	if l.unseen != nil {
+		return l.unseen.unknown(l.unseen.state.Load(), l.now)
+	}
+	if age := time.Duration(l.now - l.at); age > staleAfter(l.slowest) {
+		return l.oldest.unknown(l.oldest.state.Load(), l.now)
+	}
+	return nil
+}
+
+// all finds out about activators and pods.
+func (l *look) all() *Unknown {
+	l.begin()
+	if l.add(l.acts); l.waited == 0 {
+		return &Unknown{Reason: NoActivator}
+	}
+	l.add(&l.f.pods)
+	return l.known()
+}
+
+// observed is the length of time that a value is made of, or why none is. Two answers of one source are an interval
+// apart, give or take; of less than half of one nothing can be said.
+func (l *look) observed() (time.Duration, *Unknown) {
+	l.from = max(l.from, l.at-tick(l.window))
+	if l.byGate {
+		for _, tr := range l.f.tracks {
+			l.from = max(l.from, tr.reach())
+		}
+	}
+	if l.byPods {
+		for _, g := range [...][]*source{l.f.pods.live, l.f.pods.gone} {
+			for _, src := range g {
+				if src.track != nil {
+					l.from = max(l.from, src.track.reach())
+				}
 			}
-			waited++
-			v.watched = max(v.watched, src.watched)
-			v.slowest = max(v.slowest, src.interval)
-			if seen := src.seen(); seen == never {
-				unknown = src.unseen()
-			} else if oldest == nil || seen < oldest.seen() {
-				oldest, v.at = src, min(seen, now)
-			}
-		}
-		if waited == 0 { // after the first group: the activators
-			return v, &Unknown{Reason: NoActivator}
 		}
 	}
-	if unknown != nil {
-		return v, unknown
+	observed := time.Duration(l.at - l.from)
+	if observed <= 0 || observed < l.slowest/2 {
+		return 0, &Unknown{Reason: NoData}
 	}
-	if age := time.Duration(now - v.at); age > staleAfter(v.slowest) {
-		return v, &Unknown{Reason: Stale, Source: oldest.String(), Age: age, Err: oldest.err}
-	}
-	return v, nil
+	return observed, nil
 }
 
-// unseen is why nothing is known of a source that never answered.
-func (src *source) unseen() *Unknown {
-	if src.err != nil {
-		return &Unknown{Reason: SourceError, Source: src.String(), Err: src.err}
+// reach is the time before which the track was cut off; never if it was not.
+func (t *track) reach() tick {
+	if t.trunc {
+		return t.point(0).at
 	}
-	return &Unknown{Reason: NoData, Source: src.String()}
+	return never
 }
 
-// mean is the increase of the metric's counters inside the window, by the window's length.
-func (s *Store) mean(f *function, metric string, window time.Duration, now tick) (Value, tick, *Unknown) {
-	amounts, unknown := f.Rule.amounts(metric)
-	if unknown != nil {
+// mean is the increase of the counters inside the window, by the window's length.
+func (l *look) mean() (Value, tick, *Unknown) {
+	if l.byPods {
+		l.leave = l.lenience()
+	}
+	if unknown := l.all(); unknown != nil {
 		return Value{}, 0, unknown
 	}
-	seen, unknown := s.view(f, now)
+	observed, unknown := l.observed()
 	if unknown != nil {
 		return Value{}, 0, unknown
-	}
-	from := max(seen.from, seen.at-tick(window))
-	for _, a := range amounts {
-		s.group(f, a.kind).each(f.Name, func(tr *track) {
-			if tr.trunc {
-				from = max(from, tr.point(0).at)
-			}
-		})
-	}
-	observed := time.Duration(seen.at - from)
-	// Two answers of one source are an interval apart, give or take; of less than half of one nothing can be said.
-	if observed < seen.slowest/2 {
-		return Value{}, 0, &Unknown{Reason: NoData}
 	}
 	sum := 0.0
-	for _, a := range amounts {
-		s.group(f, a.kind).each(f.Name, func(tr *track) { sum += tr.increase(a.counter, from, seen.at) })
+	if l.byGate {
+		for _, tr := range l.f.tracks {
+			sum += tr.increase(l.gate, l.from, l.at)
+		}
 	}
-	return Value{Value: sum / observed.Seconds(), Window: observed}, seen.at, nil
+	if l.byPods {
+		sum += l.podSum(observed)
+	}
+	return Value{Value: sum / observed.Seconds(), Window: observed}, l.at, nil
+}
+
+// duration is the mean duration of the requests that ended inside the window, at the pods that answer.
+func (l *look) duration() (Value, tick, *Unknown) {
+	l.window, l.byPods = l.def.Window, true
+	l.leave = failed
+	l.begin()
+	if l.add(&l.f.pods); l.waited == 0 { // all are missing, or there are none
+		l.leave = none
+		l.begin()
+		l.add(&l.f.pods)
+	}
+	if unknown := l.known(); unknown != nil {
+		return Value{}, 0, unknown
+	}
+	observed, unknown := l.observed()
+	if unknown != nil {
+		return Value{}, 0, unknown
+	}
+	sum, n := 0.0, 0.0
+	for _, g := range [...][]*source{l.f.pods.live, l.f.pods.gone} {
+		for _, src := range g {
+			if src.track != nil {
+				sum += src.track.increase(lasted, l.from, l.at)
+				n += src.track.increase(ended, l.from, l.at)
+			}
+		}
+	}
+	return meanDuration(sum, n, observed, l.at)
+}
+
+// meanDuration is sum by n. At the old edge of a window a part of a request may be left; of less than half a one
+// nothing is said.
+func meanDuration(sum, n float64, observed time.Duration, at tick) (Value, tick, *Unknown) {
+	if n < 0.5 {
+		return Value{}, 0, &Unknown{Reason: NoData, Detail: "no request ended in the window"}
+	}
+	return Value{Value: sum / n, Window: observed}, at, nil
 }
 
 // idle is the time since the last sign of activity, or since everything is watched.
-func (s *Store) idle(f *function, now tick) (Value, tick, *Unknown) {
-	if len(f.Rule.Counts()) == 0 {
-		_, unknown := f.Rule.amounts(v1alpha1.RequestsPerSecond)
+func (l *look) idle() (Value, tick, *Unknown) {
+	if unknown := l.all(); unknown != nil {
 		return Value{}, 0, unknown
 	}
-	seen, unknown := s.view(f, now)
-	if unknown != nil {
-		return Value{}, 0, unknown
-	}
-	since := max(f.lastActive, seen.watched)
-	return Value{Value: time.Duration(max(0, seen.at-since)).Seconds()}, seen.at, nil
-}
-
-func (s *Store) group(f *function, k Kind) *group {
-	if k == Activator {
-		return &s.activators
-	}
-	return &f.pods
-}
-
-// each calls do with what the group's sources, gone ones included, have counted for the function.
-func (g *group) each(name types.NamespacedName, do func(*track)) {
-	for _, src := range g.live {
-		if tr := src.tracks[name]; tr != nil {
-			do(tr)
-		}
-	}
-	for _, src := range g.gone {
-		if tr := src.tracks[name]; tr != nil {
-			do(tr)
-		}
-	}
-}
-
-// Stats counts what the Store holds.
-type Stats struct {
-	// Functions known, Activators and Pods that are listed, Series remembered.
-	Functions, Activators, Pods, Series int
-}
-
-// Stats counts what the Store holds now.
-func (s *Store) Stats() Stats {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	st := Stats{Functions: len(s.functions), Activators: len(s.activators.live), Series: s.activators.series()}
-	for _, f := range s.functions {
-		st.Pods += len(f.pods.live)
-		st.Series += f.pods.series()
-	}
-	return st
-}
-
-func (g *group) series() int {
-	n := 0
-	for _, src := range g.live {
-		n += len(src.tracks)
-	}
-	for _, src := range g.gone {
-		n += len(src.tracks)
-	}
-	return n
+	since := max(l.f.lastActive, l.watched)
+	return Value{Value: time.Duration(max(0, l.at-since)).Seconds()}, l.at, nil
 }

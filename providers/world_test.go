@@ -120,7 +120,7 @@ func (w *world) run(d time.Duration) {
 			interval := w.store.intervals.of(p.Kind)
 			if (time.Since(w.store.epoch)-p.phase)%interval == 0 {
 				m, err := p.measure()
-				w.store.Record(p.Target, time.Now(), m, err)
+				_ = w.store.Record(p.Target, time.Now(), m, err)
 			}
 		}
 	}
