@@ -158,8 +158,7 @@ func (s *Secrets) lead(ctx context.Context, name types.NamespacedName, e *secret
 		return Secret{}, err // says nothing of the Secret
 	}
 	e.read = began
-	var unreachable *unreachableError
-	if errors.As(err, &unreachable) && !e.good.IsZero() && began.Sub(e.good) < secretKeep {
+	if _, unreachable := errors.AsType[*unreachableError](err); unreachable && !e.good.IsZero() && began.Sub(e.good) < secretKeep {
 		e.err = nil // the last content stays
 		return e.secret, nil
 	}

@@ -40,54 +40,46 @@ type authority struct {
 
 func newAuthority(t *testing.T) *authority {
 	t.Helper()
-	a := &authority{}
-	a.cert = &x509.Certificate{
+	a := &authority{key: newKey(t), cert: &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority of a test"}, IsCA: true, BasicConstraintsValid: true,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	var key string
-	a.pem, key = a.issue(t, a.cert)
-	block, _ := pem.Decode([]byte(key))
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.key = parsed.(*ecdsa.PrivateKey)
+	}}
+	a.pem = a.sign(t, a.cert, a.key)
 	return a
 }
 
-// issue returns a certificate by template and its key, in PEM. The authority's own signs itself.
-func (a *authority) issue(t *testing.T, template *x509.Certificate) (cert, key string) {
-	t.Helper()
-	made, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer := a.key
-	if signer == nil {
-		signer = made
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &made.PublicKey, signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(made)
-	if err != nil {
-		t.Fatal(err)
-	}
-	encode := func(kind string, b []byte) string {
-		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}))
-	}
-	return encode("CERTIFICATE", der), encode("PRIVATE KEY", pkcs8)
-}
-
+// leaf returns a certificate for a server or a client on loopback, and its key, in PEM.
 func (a *authority) leaf(t *testing.T, name string) (cert, key string) {
 	t.Helper()
-	return a.issue(t, &x509.Certificate{
+	made := newKey(t)
+	der, err := x509.MarshalPKCS8PrivateKey(made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert = a.sign(t, &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	})
+	}, made)
+	return cert, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+func (a *authority) sign(t *testing.T, template *x509.Certificate, key *ecdsa.PrivateKey) string {
+	t.Helper()
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }
 
 // serveTLS serves with a certificate of a. With wantClient it takes clients only that have one too.
@@ -284,7 +276,7 @@ func TestClientsAreBoundedAndForgotten(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Millisecond)
+			<-time.After(time.Millisecond)
 			return got
 		}
 		firstOne := get(1)
@@ -297,7 +289,7 @@ func TestClientsAreBoundedAndForgotten(t *testing.T) {
 		if last := get(maxClients + 1); last != get(maxClients+1) || get(1) == firstOne {
 			t.Error("the oldest was kept instead of the newest")
 		}
-		time.Sleep(keepClient)
+		<-time.After(keepClient)
 		get(1)
 		if len(c.byKey) != 1 {
 			t.Errorf("%d clients after %s, want 1", len(c.byKey), keepClient)

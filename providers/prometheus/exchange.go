@@ -100,17 +100,16 @@ func (f *failure) Unwrap() error { return f.sort }
 
 // explain makes a failure of the error of a query that began at a time. status is that of the answer, or 0.
 func (c *client) explain(ctx context.Context, err error, status int, began time.Time) error {
-	var asked *url.Error
-	if errors.As(err, &asked) { // its text has the URL, and with that the query
+	if asked, ok := errors.AsType[*url.Error](err); ok { // its text has the URL, and with that the query
 		err = asked.Err
 	}
-	var api *promv1.Error
+	api, isAPI := errors.AsType[*promv1.Error](err)
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		return &failure{"the query was given up", context.Canceled}
 	case ctx.Err() != nil:
 		return &failure{fmt.Sprintf("no complete answer after %s", time.Since(began).Round(100*time.Millisecond)), context.DeadlineExceeded}
-	case errors.As(err, &api):
+	case isAPI:
 		return &failure{providers.ErrInvalid.Error() + ": " + c.clean(describe(api, status)), providers.ErrInvalid}
 	}
 	f := &failure{text: c.clean(err.Error())}

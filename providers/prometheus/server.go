@@ -63,11 +63,11 @@ func parseURL(raw string) (s server, hasPort bool, err error) {
 	if s.host, err = canonicalHost(u.Hostname()); err != nil {
 		return s, false, err
 	}
-	if n, err := strconv.ParseUint(s.port, 10, 16); err != nil || n == 0 {
+	port, err := strconv.ParseUint(s.port, 10, 16)
+	if err != nil || port == 0 {
 		return s, false, errors.New("its port is not between 1 and 65535")
-	} else {
-		s.port = strconv.FormatUint(n, 10) // 09090 is 9090
 	}
+	s.port = strconv.FormatUint(port, 10) // 09090 is 9090
 	segments := strings.Split(u.Path, "/")
 	if u.RawPath != "" || slices.Contains(segments, ".") || slices.Contains(segments, "..") || !isPlain(u.Path) {
 		return s, false, errors.New(`its path is to be plain, without ".", ".." and escapes`)

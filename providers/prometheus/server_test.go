@@ -62,10 +62,12 @@ func TestAllowList(t *testing.T) {
 	}{
 		{
 			"empty allows all", nil,
-			[]string{"http://anything", "https://any.thing:1/at/all"}, nil,
+			[]string{"http://anything", "https://any.thing:1/at/all"},
+			nil,
 		},
 		{
-			"a host", []string{"prometheus.monitoring.svc"},
+			"a host",
+			[]string{"prometheus.monitoring.svc"},
 			[]string{
 				"http://prometheus.monitoring.svc", "https://PROMETHEUS.monitoring.svc.:9090/x",
 			},
@@ -75,12 +77,14 @@ func TestAllowList(t *testing.T) {
 			},
 		},
 		{
-			"a host with a port", []string{"Prometheus.:9090", "[::1]:9090"},
+			"a host with a port",
+			[]string{"Prometheus.:9090", "[::1]:9090"},
 			[]string{"http://prometheus:9090", "https://prometheus:09090/x", "http://[0::1]:9090"},
 			[]string{"http://prometheus", "http://prometheus:909", "http://[::1]", "http://[::2]:9090"},
 		},
 		{
-			"a URL", []string{"https://prom.example/tenant/a/"},
+			"a URL",
+			[]string{"https://prom.example/tenant/a/"},
 			[]string{"https://prom.example/tenant/a", "https://prom.example:443/tenant//a/", "https://prom.example/tenant/a/b"},
 			[]string{
 				"http://prom.example/tenant/a", "https://prom.example:9090/tenant/a", "https://prom.example/tenant/ab",
@@ -88,7 +92,8 @@ func TestAllowList(t *testing.T) {
 			},
 		},
 		{
-			"several", []string{"a", "http://b"},
+			"several",
+			[]string{"a", "http://b"},
 			[]string{"http://a", "https://a", "http://b:80/x"},
 			[]string{"https://b", "http://c", "http://b:8080"},
 		},
