@@ -113,7 +113,7 @@ func metricsAvailable(now time.Time, fn *v1alpha1.Function, samples map[string]s
 		if in.Unknown == "" {
 			continue
 		}
-		if age := now.Sub(samples[name].Time); age <= maxAge && age >= -maxAge {
+		if age := now.Sub(samples[name].Time); age <= ageLimit(name) && age >= -maxAge && now.Sub(samples[name].Polled) <= maxAge {
 			continue
 		}
 		// Not read yet is not unknown yet: to say so as an Event of every new function would be noise.

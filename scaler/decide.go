@@ -157,15 +157,21 @@ func (l *look) say(phase v1alpha1.Phase, gate bool, reason, why string, args ...
 
 // gated is what the gate does, for the explanation, if the function can have one.
 func (l *look) gated(does string) string {
-	if l.seen.HasGate {
+	switch {
+	case l.seen.HasGate:
 		return does
+	case l.fn.Spec.Traffic == nil:
+		return "there is no gate, as spec.traffic is not set"
 	}
 	return "there is no gate, as " + l.seen.Held
 }
 
-// atZero: whoever wrote the zero, the gate holds the path.
+// atZero: whoever wrote the zero, the gate holds the path, and what has something to do is woken.
 func (l *look) atZero() {
-	l.d.Inputs = nil // not read while the function sleeps
+	l.d.Inputs = nil // most are not read while the function sleeps
+	if l.wakeByValue() {
+		return
+	}
 	known := l.mem.step == asleep || (l.mem.step == unseen && l.seen.Recorded == v1alpha1.Idle)
 	switch {
 	case known && l.seen.Slept && !l.fn.MaySleep() && !l.seen.ForeignHPA:
@@ -186,12 +192,18 @@ func (l *look) atZero() {
 
 // wake undoes the scaler's own zero, which the spec does not allow any more.
 func (l *look) wake() {
-	why := fmt.Sprintf("spec.scale.minReplicas is now %d: the gate stays in the path until a pod is ready", l.fn.Spec.Scale.MinReplicas)
-	if l.fn.Spec.Traffic == nil {
-		why = "spec.traffic is not set, so that no request can wake it"
+	why := fmt.Sprintf("spec.scale.minReplicas is now %d: %s", l.fn.Spec.Scale.MinReplicas,
+		l.gated("the gate stays in the path until a pod is ready"))
+	if l.fn.Spec.Scale.MinReplicas == 0 {
+		why = "spec.traffic is not set and no metric of another source, so that nothing can wake it"
 	}
-	l.say(v1alpha1.Waking, true, reasonWaking, "woken, as Sluice put the function to sleep and it may not any more: %s", why)
-	l.d.Wake, l.d.To, l.d.Transition = true, l.fn.AwakeReplicas(1), true
+	l.wakeTo(l.fn.AwakeReplicas(1), "Sluice put the function to sleep and it may not any more: "+why)
+}
+
+// wakeTo wakes a function from zero.
+func (l *look) wakeTo(replicas int32, why string) {
+	l.say(v1alpha1.Waking, true, reasonWaking, "woken, as %s", why)
+	l.d.Wake, l.d.To, l.d.Transition = true, replicas, true
 	if l.mem.step != asleep {
 		l.mem.becomeAsleep(l.now)
 	}
@@ -302,8 +314,8 @@ func (l *look) awake() {
 	case l.unknown() != "":
 		l.say(v1alpha1.Active, false, reasonMetricUnknown, "unknown is not zero")
 		l.d.Watch = true
-	case l.idleFor() < idleAfter:
-		l.say(v1alpha1.Active, false, reasonNotIdle, "in use within idleAfter %s", idleAfter)
+	case l.inUse() != "":
+		l.say(v1alpha1.Active, false, reasonNotIdle, "%s", l.inUse())
 		l.d.Watch = true
 	case l.now.Sub(l.mem.awakeSince) < idleAfter:
 		l.say(v1alpha1.Active, false, reasonAwakeTooShort, "awake for %s of idleAfter %s", since(l.now, l.mem.awakeSince), idleAfter)
@@ -311,12 +323,15 @@ func (l *look) awake() {
 	case l.now.Before(l.mem.notBefore):
 		l.say(v1alpha1.Active, false, reasonBackingOff, "attempt to sleep number %d comes later", l.mem.aborts+1)
 		l.d.Again = l.mem.notBefore.Sub(l.now)
+	case l.fn.Spec.Traffic == nil:
+		// Nobody sends requests that could get lost, so there is nothing to put in order.
+		l.sleep("idle; there is no gate, as spec.traffic is not set")
 	case l.seen.Activators == 0:
 		l.say(v1alpha1.Active, false, reasonNoActivator, "no activator is ready to hold requests")
 	default:
 		l.mem.become(l.now, joining)
 		l.say(v1alpha1.Active, true, reasonGoingToSleep, "idle: the gate joins the path")
-		l.d.Formula = fmt.Sprintf("%s >= idleAfter %s", v1alpha1.IdleSeconds, idleAfter)
+		l.d.Formula = l.idleRule()
 		l.d.Transition = true
 		l.d.Again = joinTimeout
 	}
@@ -354,9 +369,14 @@ func (l *look) fallingAsleep() {
 		l.waitFor(reasonFreshSample, "a sample observed after the gate joined is awaited", l.mem.proven, 2*joinTimeout)
 		return
 	}
-	l.say(v1alpha1.Idle, true, reasonSleeping, "idle; gate in the path for %s, proven %s ago, nothing came since",
-		since(l.now, l.mem.joined), since(l.now, l.mem.proven))
-	l.d.Formula = fmt.Sprintf("%s >= idleAfter %s", v1alpha1.IdleSeconds, l.fn.IdleAfter())
+	l.sleep(fmt.Sprintf("idle; gate in the path for %s, proven %s ago, nothing came since",
+		since(l.now, l.mem.joined), since(l.now, l.mem.proven)))
+}
+
+// sleep scales to zero.
+func (l *look) sleep(why string) {
+	l.say(v1alpha1.Idle, true, reasonSleeping, "%s", why)
+	l.d.Formula = l.idleRule()
 	l.d.Clamps = []string{"minReplicas 0"}
 	l.d.Sleep, l.d.To, l.d.Transition = true, 0, true
 }
@@ -369,14 +389,16 @@ func (l *look) againstSleep() (kind, why string) {
 	switch {
 	case !l.fn.MaySleep():
 		return "NeverSleeps", fmt.Sprintf("spec.scale.minReplicas is now %d", l.fn.Spec.Scale.MinReplicas)
+	case l.fn.Spec.Traffic == nil:
+		return "NoTraffic", "spec.traffic is not set any more"
 	case l.seen.Held != "":
 		return "SleepHeld", l.seen.Held
 	case l.seen.Replicas > l.mem.replicas:
 		return activity, fmt.Sprintf("scaled up from %d to %d meanwhile", l.mem.replicas, l.seen.Replicas)
 	case l.unknown() != "":
 		return "MetricUnknown", "unknown is not zero"
-	case l.idleFor() < l.fn.IdleAfter():
-		return activity, "a request came meanwhile"
+	case l.inUse() != "":
+		return activity, l.inUse()
 	case l.seen.Activators == 0:
 		return "NoActivator", "no activator is ready to hold requests"
 	case l.mem.step != joining && !l.seen.InPath:
@@ -421,11 +443,6 @@ func (l *look) abort(kind, why string) {
 	l.mem.aborts++
 	l.mem.notBefore = l.now.Add(backOff)
 	l.d.Again = backOff
-}
-
-// idleFor is idle_seconds as a duration. It is for when unknown says that the value is known.
-func (l *look) idleFor() time.Duration {
-	return time.Duration(l.seen.Samples[v1alpha1.IdleSeconds].Value * float64(time.Second))
 }
 
 // sampledSinceJoin tells whether the newest idle sample was observed after the gate joined. Timestamps of the metrics

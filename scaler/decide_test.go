@@ -2,6 +2,7 @@ package scaler
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,14 +29,15 @@ type scenario struct {
 
 // TestDecide runs the scenarios of testdata. Their commands:
 //
-//	function [min=N] [idleAfter=D] [rate] [concurrency] [grace=D]
-//	    a new Function and an empty world; the scaler has just started.
+//	function [min=N] [idleAfter=D] [rate] [concurrency] [queue=ACTIVATION] [topic=ACTIVATION] [no-traffic] [grace=D]
+//	    a new Function and an empty world; the scaler has just started. queue and topic are external metrics with
+//	    targets of 20 and 5 per replica.
 //	respec [min=N] [no-traffic]
 //	    the spec changes.
 //	restart
 //	    the scaler starts anew: its memory is gone.
 //	look t=D [replicas=N] [ready=(uid,...)] [activators=N] [gate=in|out] [has-gate=BOOL]
-//	    [idle=SECONDS] [rps=N] [inflight=N] [unknown=METRIC] [failed] [proven] [unproven=WHY] [held=WHY] [recorded=PHASE] [slept]
+//	    [idle=SECONDS] [rps=N] [inflight=N] [queue=N] [topic=N] [unknown=METRIC] [failed] [proven] [unproven=WHY] [held=WHY] [recorded=PHASE] [slept]
 //	    [foreign-hpa] [refused]
 //	    decide at time t. A metric that is given was observed and polled at t. refused lets the write of zero fail, as
 //	    it does when somebody scaled meanwhile; failed is a poll whose reads failed. slept says that by the status it was
@@ -77,6 +79,13 @@ func newScenario(t *testing.T, d *datadriven.TestData) *scenario {
 			s.fn.Spec.Scale.IdleAfter.Duration = scanDuration(t, arg)
 		case "grace":
 			s.rules.Grace = scanDuration(t, arg)
+		case "no-traffic":
+			s.fn.Spec.Traffic, s.seen.HasGate = nil, false
+		case "queue", "topic":
+			s.fn.Spec.Metrics = append(s.fn.Spec.Metrics, v1alpha1.Metric{Prometheus: &v1alpha1.PrometheusMetric{
+				Name: arg.Key, Target: map[string]resource.Quantity{"queue": resource.MustParse("20"), "topic": resource.MustParse("5")}[arg.Key],
+				Activation: new(resource.MustParse(arg.Vals[0])),
+			}})
 		case "rate":
 			s.fn.Spec.Metrics = append(s.fn.Spec.Metrics, v1alpha1.Metric{
 				RequestRate: &v1alpha1.RequestRateMetric{Target: resource.MustParse("50")},
@@ -99,7 +108,6 @@ func (s *scenario) respec(t *testing.T, d *datadriven.TestData) {
 			s.fn.Spec.Scale.MinReplicas = scanReplicas(t, arg)
 		case "no-traffic":
 			s.fn.Spec.Traffic, s.seen.HasGate, s.seen.InPath = nil, false, false
-			s.seen.Held = "spec.traffic is not set"
 		default:
 			d.Fatalf(t, "unknown argument %q", arg.Key)
 		}
@@ -124,6 +132,7 @@ func scanReplicas(t *testing.T, arg datadriven.CmdArg) int32 {
 
 var metricArgs = map[string]string{
 	"idle": v1alpha1.IdleSeconds, "rps": v1alpha1.RequestsPerSecond, "inflight": v1alpha1.RequestsInFlight,
+	"queue": "queue", "topic": "topic",
 }
 
 func (s *scenario) look(t *testing.T, d *datadriven.TestData) string {
@@ -150,14 +159,17 @@ func (s *scenario) look(t *testing.T, d *datadriven.TestData) string {
 			s.seen.InPath = arg.Vals[0] == "in"
 		case "has-gate":
 			arg.Scan(t, 0, &s.seen.HasGate)
-		case "idle", "rps", "inflight":
+		case "idle", "rps", "inflight", "queue", "topic":
 			var v int
 			arg.Scan(t, 0, &v)
-			s.seen.Samples[metricArgs[arg.Key]] = sample{Value: float64(v), Time: now, Polled: now}
+			name := metricArgs[arg.Key]
+			s.seen.Samples[name] = sample{Value: float64(v), Time: now, Polled: now, QuietSince: s.seen.Samples[name].QuietSince}
+			(&interest{External: s.fn.ExternalMetrics()}).quieten(now, s.seen.Samples)
 		case "unknown":
 			last := s.seen.Samples[arg.Vals[0]]
 			last.Unknown = "no activator was scraped"
 			s.seen.Samples[arg.Vals[0]] = last
+			(&interest{External: s.fn.ExternalMetrics()}).quieten(now, s.seen.Samples)
 		case "failed":
 			for name, last := range s.seen.Samples {
 				last.ReadError = "context deadline exceeded"
@@ -211,8 +223,13 @@ func (s *scenario) checkInvariants(t *testing.T, d *datadriven.TestData, got dec
 	if got.Sleep != (got.Reason == reasonSleeping) || (got.Sleep && (got.To != 0 || got.From == 0)) {
 		t.Errorf("%s: the scaler writes 0 when it puts to sleep, and nothing else: %+v", d.Pos, got)
 	}
-	if got.Wake && (got.From != 0 || got.To < 1 || !s.seen.Slept || s.fn.MaySleep() || s.seen.ForeignHPA) {
-		t.Errorf("%s: the scaler wakes only what it put to sleep and may not sleep: %+v", d.Pos, got)
+	wanted := slices.ContainsFunc(s.fn.ExternalMetrics(), func(m v1alpha1.ExternalMetric) bool {
+		in := read(got.Time, m.Name, s.seen.Samples)
+		return in.Unknown == "" && m.IsActive(in.Value)
+	})
+	if got.Wake && (got.From != 0 || got.To < 1 || got.To > s.fn.Spec.Scale.MaxReplicas || s.seen.ForeignHPA ||
+		(s.fn.MaySleep() && !wanted) || (!s.fn.MaySleep() && !s.seen.Slept)) {
+		t.Errorf("%s: the scaler wakes only for a metric that is known, or what it put to sleep and may not sleep: %+v", d.Pos, got)
 	}
 	if s.seen.Replicas == 0 && s.seen.HasGate && !got.Gate {
 		t.Errorf("%s: at zero replicas the gate must be in the path", d.Pos)
@@ -223,7 +240,8 @@ func (s *scenario) checkInvariants(t *testing.T, d *datadriven.TestData, got dec
 	if !got.Sleep {
 		return
 	}
-	if !s.seen.InPath || !got.Gate || s.seen.ProvenAt.IsZero() || s.seen.Held != "" || !s.fn.MaySleep() {
+	gated := s.seen.InPath && got.Gate && !s.seen.ProvenAt.IsZero()
+	if (s.fn.Spec.Traffic != nil && !gated) || s.seen.Held != "" || !s.fn.MaySleep() || wanted {
 		t.Errorf("%s: sleeps out of order", d.Pos)
 	}
 	for _, in := range got.Inputs {

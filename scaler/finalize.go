@@ -32,6 +32,10 @@ func (r *Reconciler) patchFinalizer(ctx context.Context, fn *v1alpha1.Function, 
 	return nil
 }
 
+// needsFinalizer tells whether the Function must not go without its workload being looked after: one with traffic has a
+// gate, also at a zero that somebody else wrote, and any other is left asleep only if it may sleep.
+func needsFinalizer(fn *v1alpha1.Function) bool { return fn.Spec.Traffic != nil || fn.MaySleep() }
+
 // finalize lets a Function go: it wakes the workload if that is at zero, waits with the gate in the path until a pod
 // is ready, and then takes away all that was made. The wait is bounded by the function's activation timeout from its
 // deletion on; past it, or when there is nothing to wake, the Function goes anyway.

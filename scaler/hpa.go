@@ -21,7 +21,8 @@ import (
 // Function no longer sets is noticed by the hash.
 const appliedAnnotation = v1alpha1.Group + "/applied"
 
-// scaleMetrics maps the metrics that fn scales on to their targets, in the order of the spec.
+// scaleMetrics maps the metrics that fn scales on to their targets: those of requests in the order of the spec, then
+// the external ones in theirs.
 func scaleMetrics(fn *v1alpha1.Function) (names []string, targets map[string]resource.Quantity) {
 	targets = map[string]resource.Quantity{}
 	for _, m := range fn.Spec.Metrics {
@@ -33,6 +34,10 @@ func scaleMetrics(fn *v1alpha1.Function) (names []string, targets map[string]res
 			names = append(names, v1alpha1.RequestsInFlight)
 			targets[v1alpha1.RequestsInFlight] = m.Concurrency.Target
 		}
+	}
+	for _, m := range fn.ExternalMetrics() {
+		names = append(names, m.Name)
+		targets[m.Name] = m.Target
 	}
 	return names, targets
 }

@@ -113,6 +113,7 @@ func newTestPoller(t *testing.T, api http.Handler) (p *poller, rung func() []str
 
 func proxiedInterest() interest {
 	return interest{
+		Metrics:  requestMetrics,
 		Required: []string{v1alpha1.RequestsPerSecond, v1alpha1.IdleSeconds},
 		Idle:     true, IdleAfter: time.Minute, Reconciled: time.Now(),
 	}

@@ -374,6 +374,8 @@ func (r *Reconciler) observed(w *world, mem memory) observed {
 	switch {
 	case w.foreignHPA != "":
 		seen.Held = fmt.Sprintf("HorizontalPodAutoscaler %s is not Sluice's", w.foreignHPA)
+	case w.fn.Spec.Traffic == nil:
+		// Nothing can be lost without a gate.
 	case w.noGate != "":
 		seen.Held = w.noGate
 	case w.gatePort.Gate == 0:

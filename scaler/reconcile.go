@@ -104,7 +104,7 @@ func (r *Reconciler) forget(fn types.NamespacedName) {
 // tend does all that is to be done for a Function in normal times.
 func (r *Reconciler) tend(ctx context.Context, w *world, rec *record) (reconcile.Result, error) {
 	fn := w.fn
-	if fn.Spec.Traffic != nil && !controllerutil.ContainsFinalizer(fn, v1alpha1.Finalizer) {
+	if needsFinalizer(fn) && !controllerutil.ContainsFinalizer(fn, v1alpha1.Finalizer) {
 		if err := r.patchFinalizer(ctx, fn, controllerutil.AddFinalizer); err != nil {
 			return reconcile.Result{}, err
 		}
@@ -128,7 +128,7 @@ func (r *Reconciler) tend(ctx context.Context, w *world, rec *record) (reconcile
 		return reconcile.Result{}, err
 	}
 	result := reconcile.Result{RequeueAfter: d.Again}
-	if fn.Spec.Traffic == nil && controllerutil.ContainsFinalizer(fn, v1alpha1.Finalizer) {
+	if !needsFinalizer(fn) && controllerutil.ContainsFinalizer(fn, v1alpha1.Finalizer) {
 		return result, r.patchFinalizer(ctx, fn, controllerutil.RemoveFinalizer)
 	}
 	return result, nil
@@ -317,8 +317,13 @@ func (r *Reconciler) track(w *world, rec *record, d decision) {
 	key := w.fn.Key()
 	if d.Phase == v1alpha1.Idle || w.workload == nil {
 		rec.trackedSince = time.Time{}
-		r.poller.forget(key)
 		r.proofs.forget(key)
+		if w.workload != nil && wakesByValue(w.fn, w.foreignHPA != "") {
+			names := externalNames(w.fn)
+			r.poller.track(key, interest{Metrics: names, External: w.fn.ExternalMetrics(), Required: names, Asleep: true})
+		} else {
+			r.poller.forget(key)
+		}
 		return
 	}
 	if rec.trackedSince.IsZero() {
@@ -326,6 +331,8 @@ func (r *Reconciler) track(w *world, rec *record, d decision) {
 	}
 	status, _, _ := metricsAvailable(d.Time, w.fn, r.poller.samples(key), rec.trackedSince)
 	r.poller.track(key, interest{
+		Metrics:    wanted(w.fn),
+		External:   w.fn.ExternalMetrics(),
 		Required:   required(w.fn),
 		Always:     rec.mem.goingToSleep(),
 		Idle:       d.Watch,

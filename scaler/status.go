@@ -23,7 +23,13 @@ import (
 const materialChange = 0.1
 
 // shown are the metrics in the status, in this order.
-var shown = []string{v1alpha1.RequestsPerSecond, v1alpha1.RequestsInFlight}
+func shown(fn *v1alpha1.Function) []string {
+	var names []string
+	if fn.Spec.Traffic != nil {
+		names = append(names, v1alpha1.RequestsPerSecond, v1alpha1.RequestsInFlight)
+	}
+	return append(names, externalNames(fn)...)
+}
 
 // renderStatus is the status after decision d was carried out.
 func renderStatus(w *world, rec *record, d decision, samples map[string]sample) *v1alpha1.FunctionStatus {
@@ -59,7 +65,7 @@ func renderStatus(w *world, rec *record, d decision, samples map[string]sample) 
 func metricStatuses(now time.Time, fn *v1alpha1.Function, samples map[string]sample, prev []v1alpha1.MetricStatus) []v1alpha1.MetricStatus {
 	var all []v1alpha1.MetricStatus
 	_, targets := scaleMetrics(fn)
-	for _, name := range shown {
+	for _, name := range shown(fn) {
 		target, scaled := targets[name]
 		if _, ok := samples[name]; !ok {
 			// Not read since the scaler started or the function woke: the last known value says when it was true.
@@ -90,7 +96,7 @@ func metricStatuses(now time.Time, fn *v1alpha1.Function, samples map[string]sam
 func withoutValues(fn *v1alpha1.Function, prev []v1alpha1.MetricStatus) []v1alpha1.MetricStatus {
 	var all []v1alpha1.MetricStatus
 	_, targets := scaleMetrics(fn)
-	for _, name := range shown {
+	for _, name := range shown(fn) {
 		m := v1alpha1.MetricStatus{Name: name}
 		target, scaled := targets[name]
 		if scaled {

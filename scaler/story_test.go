@@ -346,13 +346,22 @@ func (s *story) metrics(name string, idle time.Duration, rps float64) {
 	}
 }
 
+// poll lets the poller read one external metric of the function, and nothing else. The function must be tracked.
+func (s *story) poll(name, metric string, value float64) {
+	p := s.r.poller
+	key := types.NamespacedName{Namespace: "default", Name: name}
+	p.remember(time.Now(), map[listed]*answer{
+		{"default", metric}: {samples: map[types.NamespacedName]sample{key: {Value: value, Time: time.Now()}}},
+	})
+}
+
 // unknown lets the metrics API say that it has no value of the function, and why.
 func (s *story) unknown(name, why string) {
 	p := s.r.poller
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	values := map[string]sample{}
-	for _, metric := range polled {
+	for _, metric := range requestMetrics {
 		values[metric] = sample{Unknown: why}
 	}
 	p.values[types.NamespacedName{Namespace: "default", Name: name}] = values
