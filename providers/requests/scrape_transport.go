@@ -53,10 +53,10 @@ func newTransport() *http.Transport {
 		MaxIdleConnsPerHost:    1,
 		IdleConnTimeout:        30 * time.Second,
 		MaxResponseHeaderBytes: headerLimit,
-		// Each of 20,000 connections has these buffers. A request has a few hundred bytes; most of an answer is read past
-		// the buffer.
-		ReadBufferSize:  2 << 10,
-		WriteBufferSize: 1 << 10,
+		// Each of 20,000 connections has these buffers. A request has a few hundred bytes, as has an answer's header; its
+		// body is read past the buffer.
+		ReadBufferSize:  1 << 10,
+		WriteBufferSize: 1 << 9,
 		// Answers are limited by what they uncompress to, which is done here.
 		DisableCompression: true,
 	}
