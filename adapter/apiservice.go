@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/go-logr/logr"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -61,7 +62,7 @@ type finding struct {
 func (p *publisher) publish(ctx context.Context, bundle []byte) error {
 	var errs []error
 	p.owner = nil
-	for _, name := range append([]string{externalAPIService}, apiServices...) {
+	for _, name := range append(slices.Clone(apiServices), externalAPIService) {
 		found, err := p.publishTo(ctx, name, bundle)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("APIService %s: %w", name, err))
@@ -113,7 +114,7 @@ func (p *publisher) publishTo(ctx context.Context, name string, bundle []byte) (
 func (p *publisher) look(ctx context.Context, name string) (*apiregistrationv1.APIService, error) {
 	found, err := p.client.Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		p.found(ctx, name, finding{missing, "missing: " + name + " does not exist; metrics are not served through it"})
+		p.found(ctx, name, finding{missing, "missing: " + p.absent(name)})
 		return nil, nil
 	}
 	if err != nil {
@@ -130,6 +131,21 @@ func (p *publisher) look(ctx context.Context, name string) (*apiregistrationv1.A
 	}
 	p.found(ctx, name, finding{ours, fmt.Sprintf("ours: leads to %s", p.service)})
 	return found, nil
+}
+
+// absent says in words why there is no APIService of that name. It is the same for all replicas, whether they answer yet
+// or not.
+func (p *publisher) absent(name string) string {
+	switch {
+	case name != externalAPIService:
+		return "metrics are not served through it; apply Sluice's manifests"
+	case p.external == ExternalMetricsOff:
+		return "not created, because of --" + flagExternalMetrics + "=" + string(ExternalMetricsOff)
+	case p.owner == nil:
+		return "not created while no APIService of custom.metrics.k8s.io leads to Sluice"
+	default:
+		return "created as soon as an adapter answers"
+	}
 }
 
 // createExternal creates our APIService. Create, not apply: who is first has it, another replica or somebody else's

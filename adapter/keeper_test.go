@@ -262,6 +262,88 @@ func TestRotationIsNeverSeenAsAnError(t *testing.T) {
 	})
 }
 
+// TestADeletedSecretKeepsTheFormerCATrusted: until the new certificate is served, the former one is.
+func TestADeletedSecretKeepsTheFormerCATrusted(t *testing.T) {
+	client, registrations := fake.NewClientset(), apiregistrationfake.NewSimpleClientset(ourAPIServices()...)
+	k, other := newTestKeeper(client, registrations), newTestKeeper(client, registrations)
+	for _, k := range []*keeper{k, other} {
+		k.settle = 0
+		if err := k.sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	former, _ := k.serving.CurrentCertKeyContent()
+	if err := k.secrets.Delete(t.Context(), certSecret, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	renewed, _ := k.serving.CurrentCertKeyContent()
+	if string(renewed) == string(former) {
+		t.Fatal("no new certificate was made")
+	}
+	for _, name := range apiServices {
+		for whose, cert := range map[string][]byte{"this replica's new": renewed, "the other replica's former": former} {
+			if err := verify(k.bundle(t, name), cert, serverName, time.Now()); err != nil {
+				t.Errorf("%s: %s certificate: %v", name, whose, err)
+			}
+		}
+	}
+	if err := other.sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := other.serving.CurrentCertKeyContent(); string(got) != string(renewed) {
+		t.Error("the other replica serves another certificate")
+	}
+}
+
+// TestEveryReplicaWaitsForTheAPIServersToNotice has API servers that act on a bundle a second and a half after it was
+// published. The second replica finds it published already, and must wait all the same.
+func TestEveryReplicaWaitsForTheAPIServersToNotice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const late = 15 // looks at 10 Hz
+		client, registrations := fake.NewClientset(), apiregistrationfake.NewSimpleClientset(ourAPIServices()...)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer cancel()
+		var keepers []*keeper
+		for range 2 {
+			k := newTestKeeper(client, registrations)
+			if err := k.first(ctx); err != nil {
+				t.Fatal(err)
+			}
+			keepers = append(keepers, k)
+			wg.Go(func() { k.run(ctx) })
+			pass(time.Second) // so that the second one looks before the API servers have noticed
+		}
+		first, _ := keepers[0].serving.CurrentCertKeyContent()
+		var bundles [][]byte
+		for look := range 600 {
+			pass(100 * time.Millisecond)
+			if look == 100 {
+				if err := keepers[0].secrets.Delete(ctx, certSecret, metav1.DeleteOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			bundles = append(bundles, keepers[0].bundle(t, apiServices[0]))
+			acted := bundles[max(0, look-late)]
+			for i, k := range keepers {
+				cert, _ := k.serving.CurrentCertKeyContent()
+				if err := verify(acted, cert, serverName, time.Now()); err != nil {
+					t.Fatalf("replica %d, after %d looks: %v", i, look, err)
+				}
+			}
+		}
+		for i, k := range keepers {
+			if cert, _ := k.serving.CurrentCertKeyContent(); string(cert) == string(first) {
+				t.Errorf("replica %d still serves the former certificate", i)
+			}
+		}
+	})
+}
+
 func TestFirstWaitsForTheAPIServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset()
