@@ -8,7 +8,7 @@
 //     nights of a function step by step.
 //   - reconcile.go makes the world match: it observes (observe.go), decides, and writes only what differs (hpa.go,
 //     gate.go, ports.go, status.go). finalize.go lets a Function go without leaving its workload asleep.
-//   - metrics.go polls the custom metrics API for functions that are awake; prove.go proves that new connections to a
+//   - metrics.go polls the custom metrics API for functions that are awake or may be woken by a metric; prove.go proves that new connections to a
 //     Service reach the gate. Both only remember; reconcile reads what they know and never waits for them.
 //   - scaler.go wires it all into a controller manager and runs it.
 //
@@ -20,6 +20,10 @@
 // sample observed after the gate joined says that nothing came; replicas becomes 0 by a write that is refused if
 // anybody scaled meanwhile. Waking runs the other way: the gate stays until a pod is ready.
 //
-// The scaler is the only writer of 0. It writes no other number of replicas, except to wake what it put to sleep: the
-// workload of a Function that is being deleted, or whose spec does not let it sleep any more.
+// A function without traffic has no gate: it sleeps at once when its external metrics (external.go) have been quiet for
+// long enough.
+//
+// The scaler is the only writer of 0. It writes no other number of replicas, except to wake from zero: a function that
+// an external metric has something to do for, and the workload of a Function that is being deleted, or whose spec does
+// not let it sleep any more.
 package scaler
