@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	dto "github.com/prometheus/client_model/go"
-	"google.golang.org/protobuf/proto"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
@@ -87,8 +86,8 @@ func (f *functionFigures) families() []*dto.MetricFamily {
 	labels := make([][]*dto.LabelPair, len(all)) // the families share them
 	for i := range all {
 		labels[i] = []*dto.LabelPair{
-			{Name: proto.String(v1alpha1.LabelFunction), Value: &all[i].name.Name},
-			{Name: proto.String(v1alpha1.LabelNamespace), Value: &all[i].name.Namespace},
+			{Name: new(v1alpha1.LabelFunction), Value: &all[i].name.Name},
+			{Name: new(v1alpha1.LabelNamespace), Value: &all[i].name.Namespace},
 		}
 	}
 	families := make([]*dto.MetricFamily, 0, len(figureFamilies)+1)
@@ -100,12 +99,12 @@ func (f *functionFigures) families() []*dto.MetricFamily {
 		families = append(families, family)
 	}
 	finished := &dto.MetricFamily{
-		Name: proto.String(v1alpha1.ActivatorFinished), Help: proto.String("Requests by their last byte out."), Type: dto.MetricType_COUNTER.Enum(),
+		Name: new(v1alpha1.ActivatorFinished), Help: new("Requests by their last byte out."), Type: dto.MetricType_COUNTER.Enum(),
 	}
 	for i := range all {
 		for o, count := range all[i].finished {
 			if count > 0 {
-				with := append(slices.Clone(labels[i]), &dto.LabelPair{Name: proto.String(v1alpha1.LabelOutcome), Value: &outcomeNames[o]})
+				with := append(slices.Clone(labels[i]), &dto.LabelPair{Name: new(v1alpha1.LabelOutcome), Value: &outcomeNames[o]})
 				finished.Metric = append(finished.Metric, metric(dto.MetricType_COUNTER, with, float64(count)))
 			}
 		}

@@ -91,9 +91,12 @@ var presets = map[v1alpha1.PodMetricsPreset]preset{
 			// By the prefix that the configuration gives to statistics: what the admin port and the customary listeners
 			// for scrapes are asked, and what the pod itself sends, as Envoy's examples name it.
 			Except: []Label{
-				{"envoy_http_conn_manager_prefix", "admin"}, {"http_conn_manager_prefix", "admin"},
-				{"envoy_http_conn_manager_prefix", "stats"}, {"envoy_http_conn_manager_prefix", "envoy_prometheus_metrics"},
-				{"envoy_http_conn_manager_prefix", "egress_http"}, {"envoy_http_conn_manager_prefix", "egress"},
+				{"envoy_http_conn_manager_prefix", "admin"},
+				{"http_conn_manager_prefix", "admin"},
+				{"envoy_http_conn_manager_prefix", "stats"},
+				{"envoy_http_conn_manager_prefix", "envoy_prometheus_metrics"},
+				{"envoy_http_conn_manager_prefix", "egress_http"},
+				{"envoy_http_conn_manager_prefix", "egress"},
 			},
 		},
 	},

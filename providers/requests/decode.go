@@ -8,7 +8,6 @@ import (
 	"math"
 	"mime"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
 
@@ -153,14 +152,4 @@ func (b *began) time() time.Time {
 	}
 	seconds, fraction := math.Modf(b.seconds)
 	return time.Unix(int64(seconds), int64(fraction*1e9))
-}
-
-// index finds name among names, or adds it.
-func index(names *[]string, name string) int {
-	i := slices.Index(*names, name)
-	if i < 0 {
-		i = len(*names)
-		*names = append(*names, name)
-	}
-	return i
 }

@@ -52,15 +52,20 @@ func newPodFigures(s providers.Scrape) *podFigures {
 	if path, _, _ := strings.Cut(s.Path, "?"); len(path) > 1 { // "/" may be what the function itself serves
 		p.path = path
 	}
-	for _, series := range p.scrape.Requests {
-		index(&p.wanted, series.Name)
+	want := func(s providers.Series) {
+		if !slices.Contains(p.wanted, s.Name) { // a histogram's count may be that of requests too
+			p.wanted = append(p.wanted, s.Name)
+		}
 	}
-	for _, series := range p.scrape.InFlight {
-		index(&p.wanted, series.Name)
+	for _, s := range p.scrape.Requests {
+		want(s)
+	}
+	for _, s := range p.scrape.InFlight {
+		want(s)
 	}
 	for _, d := range p.scrape.Duration {
-		index(&p.wanted, d.Sum.Name)
-		index(&p.wanted, d.Count.Name)
+		want(d.Sum)
+		want(d.Count)
 	}
 	p.sums = make([]podSum, len(p.wanted))
 	for _, d := range p.scrape.Duration {

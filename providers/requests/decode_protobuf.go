@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -32,7 +33,7 @@ func decodeProtobuf(body io.Reader, into figures) error {
 	for {
 		head, err := r.Peek(binary.MaxVarintLen64)
 		if len(head) == 0 {
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return nil
 			}
 			return err
@@ -91,7 +92,7 @@ func familyAhead(r *bufio.Reader, size int, into figures) (wanted bool, err erro
 
 // truncated makes an invalid answer of an end inside a family.
 func truncated(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return invalid(fmt.Errorf("%w inside a family", errTruncated))
 	}
 	return err

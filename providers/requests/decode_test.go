@@ -306,19 +306,19 @@ func protobufOf(tb testing.TB, families ...*dto.MetricFamily) string {
 }
 
 func TestDecodeProtobuf(t *testing.T) {
-	labels := []*dto.LabelPair{{Name: proto.String("a"), Value: proto.String("b")}}
-	calls := &dto.MetricFamily{Name: proto.String("calls_total"), Type: dto.MetricType_COUNTER.Enum(), Metric: []*dto.Metric{
-		{Label: labels, Counter: &dto.Counter{Value: proto.Float64(2)}}, {Counter: &dto.Counter{Value: proto.Float64(3)}},
+	labels := []*dto.LabelPair{{Name: new("a"), Value: new("b")}}
+	calls := &dto.MetricFamily{Name: new("calls_total"), Type: dto.MetricType_COUNTER.Enum(), Metric: []*dto.Metric{
+		{Label: labels, Counter: &dto.Counter{Value: new(2.0)}}, {Counter: &dto.Counter{Value: new(3.0)}},
 	}}
-	now := &dto.MetricFamily{Name: proto.String("calls_now"), Type: dto.MetricType_GAUGE.Enum(), Metric: []*dto.Metric{{Gauge: &dto.Gauge{Value: proto.Float64(1)}}}}
-	seconds := &dto.MetricFamily{Name: proto.String("call_seconds"), Type: dto.MetricType_HISTOGRAM.Enum(), Metric: []*dto.Metric{
-		{Histogram: &dto.Histogram{SampleCount: proto.Uint64(4), SampleSum: proto.Float64(0.5)}},
+	now := &dto.MetricFamily{Name: new("calls_now"), Type: dto.MetricType_GAUGE.Enum(), Metric: []*dto.Metric{{Gauge: &dto.Gauge{Value: new(1.0)}}}}
+	seconds := &dto.MetricFamily{Name: new("call_seconds"), Type: dto.MetricType_HISTOGRAM.Enum(), Metric: []*dto.Metric{
+		{Histogram: &dto.Histogram{SampleCount: proto.Uint64(4), SampleSum: new(0.5)}},
 		{Label: labels, Histogram: &dto.Histogram{ // native
-			SampleCountFloat: proto.Float64(2), SampleSum: proto.Float64(1), Schema: proto.Int32(3), PositiveDelta: []int64{2},
+			SampleCountFloat: new(2.0), SampleSum: new(1.0), Schema: proto.Int32(3), PositiveDelta: []int64{2},
 		}},
 	}}
-	other := &dto.MetricFamily{Name: proto.String("other"), Type: dto.MetricType_GAUGE.Enum(), Metric: []*dto.Metric{{Gauge: &dto.Gauge{Value: proto.Float64(math.NaN())}}}}
-	bad := &dto.MetricFamily{Name: proto.String("calls_now"), Type: dto.MetricType_GAUGE.Enum(), Metric: []*dto.Metric{{Label: labels, Gauge: &dto.Gauge{Value: proto.Float64(math.Inf(1))}}}}
+	other := &dto.MetricFamily{Name: new("other"), Type: dto.MetricType_GAUGE.Enum(), Metric: []*dto.Metric{{Gauge: &dto.Gauge{Value: new(math.NaN())}}}}
+	bad := &dto.MetricFamily{Name: new("calls_now"), Type: dto.MetricType_GAUGE.Enum(), Metric: []*dto.Metric{{Label: labels, Gauge: &dto.Gauge{Value: new(math.Inf(1))}}}}
 	all := protobufOf(t, other, calls, now, other, seconds)
 	tests := []struct {
 		name string

@@ -23,7 +23,9 @@ import (
 // fuzzScrapes are what the fuzzed answers are read for.
 var fuzzScrapes = []providers.Scrape{
 	{Path: "/metrics", Requests: "function_calls_total", InFlight: "calls", Duration: "function_duration_seconds"},
-	{Path: "/metrics", Preset: "Generic"}, {Path: "/metrics", Preset: "OpenTelemetry"}, {Path: "/stats/prometheus", Preset: "Istio"},
+	{Path: "/metrics", Preset: "Generic"},
+	{Path: "/metrics", Preset: "OpenTelemetry"},
+	{Path: "/stats/prometheus", Preset: "Istio"},
 }
 
 // addSeeds adds what real runtimes expose, and some of what is rare.
@@ -94,7 +96,7 @@ func reference(body []byte, f expfmt.Format, wanted []string) (map[string][]floa
 	decoder := expfmt.NewDecoder(bytes.NewReader(body), f)
 	for {
 		var family dto.MetricFamily
-		if err := decoder.Decode(&family); err == io.EOF {
+		if err := decoder.Decode(&family); errors.Is(err, io.EOF) {
 			return c.taken, nil
 		} else if err != nil {
 			return nil, err

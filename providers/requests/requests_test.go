@@ -18,7 +18,6 @@ import (
 	"github.com/sluice-dev/sluice/providers"
 )
 
-
 var hello = types.NamespacedName{Namespace: "default", Name: "hello"}
 
 func TestMeasure(t *testing.T) {
@@ -100,10 +99,9 @@ func TestMeasure(t *testing.T) {
 			name: "drips",
 			handler: func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Content-Type", "text/plain")
-				for r.Context().Err() == nil {
+				for drop := time.Tick(time.Millisecond); r.Context().Err() == nil; <-drop {
 					_, _ = io.WriteString(w, "c")
 					w.(http.Flusher).Flush()
-					time.Sleep(time.Millisecond)
 				}
 			},
 			is: context.DeadlineExceeded,

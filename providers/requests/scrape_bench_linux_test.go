@@ -3,6 +3,7 @@ package requests
 import (
 	"bufio"
 	"crypto/tls"
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -24,13 +25,14 @@ import (
 	"github.com/sluice-dev/sluice/providers"
 )
 
-// benchServer makes this program the pods of BenchmarkScrapePod, so that what they cost is not counted: the number of
+// benchPods makes this program the pods of BenchmarkScrapePod, so that what they cost is not counted: the number of
 // pods, and whether they serve https.
-const benchServer = "SLUICE_BENCH_PODS"
+var benchPods = flag.String("bench-pods", "", "serve as many pods, and by https if that follows the number")
 
 func TestMain(m *testing.M) {
-	if pods := os.Getenv(benchServer); pods != "" {
-		if err := servePods(strings.Fields(pods)); err != nil {
+	flag.Parse()
+	if *benchPods != "" {
+		if err := servePods(strings.Fields(*benchPods)); err != nil {
 			log.Fatal(err)
 		}
 		return
@@ -72,11 +74,11 @@ func startPods(b *testing.B, n int, https bool) []providers.Target {
 	if err != nil {
 		b.Fatal(err)
 	}
-	cmd := exec.Command(program) //nolint:noctx // it ends with its stdin
-	cmd.Env = append(os.Environ(), benchServer+"="+strconv.Itoa(n))
+	pods := strconv.Itoa(n)
 	if https {
-		cmd.Env[len(cmd.Env)-1] += " https"
+		pods += " https"
 	}
+	cmd := exec.Command(program, "-bench-pods="+pods) //nolint:noctx // it ends with its stdin
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

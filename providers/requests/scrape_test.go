@@ -125,7 +125,7 @@ func TestAnswersAreForgotten(t *testing.T) {
 		a.keep(kept, "1", nil)
 		a.keep(gone, "1", nil)
 		for range 90 {
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) //nolint:forbidigo // in synctest
 			if a.of(kept) == nil {
 				t.Fatal("an answer that is in use is forgotten")
 			}
@@ -233,7 +233,7 @@ func TestTransports(t *testing.T) {
 		}
 		used, unused := get("used"), get("unused")
 		for range 60 {
-			time.Sleep(5 * time.Second)
+			time.Sleep(5 * time.Second) //nolint:forbidigo // in synctest
 			if get("used") != used {
 				t.Fatal("a transport in use was dropped")
 			}
