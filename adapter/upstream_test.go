@@ -255,7 +255,7 @@ func TestUpstreamErrorsAreInWords(t *testing.T) {
 			code: 502, says: name + "is no metrics API", outcome: "200",
 		},
 		{
-			name: "a redirect", answer: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://a.b/", 302) },
+			name: "a redirect", answer: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://a.b/", http.StatusFound) },
 			code: 502, says: name + "is no metrics API", outcome: "302",
 		},
 		{
