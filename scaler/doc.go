@@ -8,8 +8,9 @@
 //     nights of a function step by step.
 //   - reconcile.go makes the world match: it observes (observe.go), decides, and writes only what differs (hpa.go,
 //     gate.go, ports.go, status.go). finalize.go lets a Function go without leaving its workload asleep.
-//   - metrics.go polls the custom metrics API for functions that are awake or may be woken by a metric; prove.go proves that new connections to a
-//     Service reach the gate. Both only remember; reconcile reads what they know and never waits for them.
+//   - metrics.go polls the custom metrics API for functions that are awake or may be woken by a metric; prove.go proves
+//     that new connections to a Service reach the gate. Both only remember; reconcile reads what they know and never
+//     waits for them.
 //   - scaler.go wires it all into a controller manager and runs it.
 //
 // # The sleep order

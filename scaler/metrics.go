@@ -222,7 +222,7 @@ func (p *poller) remember(begin time.Time, answers map[listed]*answer) []questio
 			values = map[string]sample{}
 			p.values[fn] = values
 		}
-		asked := begin.Sub(p.explained[fn]) < explainInterval || len(questions) >= explainsPerPoll
+		mayAsk := begin.Sub(p.explained[fn]) >= explainInterval
 		for _, metric := range i.Metrics {
 			a := answers[listed{fn.Namespace, metric}]
 			if a == nil {
@@ -241,8 +241,7 @@ func (p *poller) remember(begin time.Time, answers map[listed]*answer) []questio
 				if old.Unknown == "" {
 					s.Unknown = "the metrics API does not list it"
 				}
-				if !asked && slices.Contains(i.Required, metric) {
-					asked = true
+				if mayAsk && len(questions) < explainsPerPoll && slices.Contains(i.Required, metric) {
 					p.explained[fn] = begin
 					questions = append(questions, question{fn: fn, metric: metric})
 				}

@@ -194,6 +194,21 @@ func TestPollUnknown(t *testing.T) {
 	}
 }
 
+// Why each metric is unknown stands in the condition in the API's own words.
+func TestWordsOfTheAPIReachTheCondition(t *testing.T) {
+	api := &fakeAPI{at: time.Now()}
+	p, _ := newTestPoller(t, api)
+	fn := newFunction("hello")
+	p.track(hello, interest{Metrics: wanted(fn), Required: required(fn), Reconciled: time.Now()})
+	p.poll(t.Context())
+	status, reason, message := metricsAvailable(time.Now(), fn, p.samples(hello), time.Now().Add(-time.Minute))
+	want := "requests_per_second unknown: requests_per_second is unknown: pod hello-1 answered 500; " +
+		"idle_seconds unknown: idle_seconds is unknown: pod hello-1 answered 500; nothing is scaled down or put to sleep meanwhile"
+	if status != metav1.ConditionFalse || reason != "MetricUnknown" || message != want {
+		t.Errorf("got %s %s %q, want False MetricUnknown %q", status, reason, message, want)
+	}
+}
+
 // A read that fails says nothing about the value: the last one stays known until it is too old, as does what the API
 // said of it. Without any, the error's own words say why it is unknown.
 func TestPollFails(t *testing.T) {

@@ -417,6 +417,22 @@ func TestForeignHPA(t *testing.T) {
 		s.scale("hello", 0)
 		s.reconcile("hello")
 		s.wrote("create *v1.EndpointSlice sluice-hello.gate")
+		s.ready("hello")
+		s.writes = nil
+		s.reconcile("hello")
+		s.wroteNothing()
+
+		// The activator wakes it for a request, and the gate stays until a pod is ready. With nobody else's help the path
+		// is as it was.
+		s.scale("hello", 1)
+		s.reconcile("hello")
+		if st := s.function("hello").Status; st.Phase != v1alpha1.Waking || !st.Gate.InPath || s.gated("hello") == nil {
+			s.Errorf("status waking: %+v, gate %v", st, s.gated("hello"))
+		}
+		s.wrote()
+		s.ready("hello", "hello-2")
+		s.reconcile("hello")
+		s.wrote("delete *v1.EndpointSlice sluice-hello.gate")
 		if got := get[autoscalingv2.HorizontalPodAutoscaler](s, "mine"); !cmp.Equal(got.Spec, foreign.Spec) {
 			s.Errorf("the user's HorizontalPodAutoscaler was changed: %+v", got.Spec)
 		}

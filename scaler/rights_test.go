@@ -130,7 +130,7 @@ func TestPollsAreGets(t *testing.T) {
 	}))
 	p.track(hello, proxiedInterest())
 	p.poll(t.Context())
-	if got := seen.Load(); got != 4 {
-		t.Errorf("%d requests, want 3 lists and 1 question", got)
+	if got := seen.Load(); got != 5 {
+		t.Errorf("%d requests, want 3 lists and 2 questions", got)
 	}
 }
