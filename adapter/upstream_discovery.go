@@ -17,6 +17,7 @@ import (
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apiserver/pkg/endpoints"
 	"k8s.io/apiserver/pkg/endpoints/discovery"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
@@ -243,6 +244,7 @@ func (all *upstreams) run(ctx context.Context) {
 }
 
 func (all *upstreams) follow(ctx context.Context, u *upstream) {
+	defer utilnet.CloseIdleConnectionsFor(u.transport)
 	ticker := time.NewTicker(all.every)
 	defer ticker.Stop()
 	healthy, first := true, true
