@@ -144,7 +144,7 @@ func ownHPATold(s *story) {
 		metric autoscalingv2.MetricSpec
 		words  []string
 	}{
-		"misspelled": {objectMetric(v1alpha1.GroupVersion.String(), "Function", "helo", "10"), []string{"no function", s.namespace + "/helo"}},
+		"misspelled": {objectMetric(v1alpha1.GroupVersion.String(), "Function", "helo", "10"), []string{"no Function", s.namespace + "/helo"}},
 		"unknown":    {unknown, []string{"requests_per_minute", v1alpha1.RequestsPerSecond}},
 	} {
 		s.workload(name, 1)
