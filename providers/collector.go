@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -37,11 +38,22 @@ type Collector struct {
 	metrics *collectorMetrics
 	seed    maphash.Seed
 
-	mu       sync.Mutex // protects following
-	synced   time.Time
-	untried  map[Target]bool // told of before Synced and not yet attempted
-	stopLoop map[Target]context.CancelFunc
-	byOwner  map[owner][]Target
+	logs    map[Kind]*logLimit
+	untried atomic.Int64 // loops that were started before Synced and have made no attempt yet
+
+	mu      sync.Mutex // protects following
+	synced  time.Time
+	loops   map[Target]*loop
+	byOwner map[owner][]*loop
+}
+
+// loop measures one target every interval.
+type loop struct {
+	Target
+	stop    context.CancelFunc
+	early   bool // started before Synced
+	failing bool // as the latest attempt was; of the loop's goroutine alone
+	listed  bool // while targets are replaced
 }
 
 // owner is whose targets are replaced together: a function, or the activators where it is zero.
@@ -60,7 +72,8 @@ func NewCollector(o Options) (*Collector, error) {
 	}
 	c := &Collector{
 		opts: o, metrics: newCollectorMetrics(o.Store), seed: maphash.MakeSeed(),
-		untried: map[Target]bool{}, stopLoop: map[Target]context.CancelFunc{}, byOwner: map[owner][]Target{},
+		loops: map[Target]*loop{}, byOwner: map[owner][]*loop{},
+		logs: map[Kind]*logLimit{Activator: {}, Pod: {}, Query: {}},
 	}
 	if o.Registerer != nil {
 		if err := c.metrics.register(o.Registerer); err != nil {
@@ -77,10 +90,11 @@ func (c *Collector) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	defer loops.Wait()
 	defer cancel() // before Wait, by the order of defers: a failed Discovery ends the loops too
-	sink := &sink{c: c, start: func(t Target) context.CancelFunc {
+	loops.Go(func() { c.forget(ctx) })
+	sink := &sink{c: c, start: func(l *loop) {
 		ctx, stop := context.WithCancel(ctx)
-		loops.Go(func() { c.loop(ctx, t) })
-		return stop
+		l.stop = stop
+		loops.Go(func() { c.run(ctx, l) })
 	}}
 	if err := c.opts.Discovery.Run(ctx, sink); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("discovery: %w", err)
@@ -97,46 +111,113 @@ func (c *Collector) Ready() error {
 	switch {
 	case c.synced.IsZero():
 		return errors.New("functions and targets are not listed yet")
-	case len(c.untried) > 0 && time.Since(c.synced) < c.opts.FirstRound:
-		return fmt.Errorf("%d targets have not been measured yet", len(c.untried))
+	case c.untried.Load() > 0 && time.Since(c.synced) < c.opts.FirstRound:
+		return fmt.Errorf("%d targets have not been measured yet", c.untried.Load())
 	}
 	return nil
 }
 
-// loop measures t every interval until ctx ends. Its phase is that of t's hash, from the first time on, so that a start
-// with many targets is no burst.
-func (c *Collector) loop(ctx context.Context, t Target) {
-	log := logr.FromContextOrDiscard(ctx).WithValues("kind", t.Kind, "target", t.Address)
-	if t.Kind == Pod { // pods come and go, and refuse connections before they are ready
-		log = log.V(1).WithValues("namespace", t.Function.Namespace, "function", t.Function.Name)
-	}
-	interval := c.opts.Store.intervals.of(t.Kind)
-	phase := time.Duration(maphash.Comparable(c.seed, t) % uint64(interval))
-	next := time.Now().Add(phase)
-	failing := false
+// forget lets the Store drop what it needs no more, until ctx ends.
+func (c *Collector) forget(ctx context.Context) {
+	ticker := time.NewTicker(time.Minute)
+	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(time.Until(next)):
+		case <-ticker.C:
+			c.opts.Store.forget()
 		}
-		err := c.measure(ctx, t, interval*8/10)
+	}
+}
+
+// run measures l's target every interval until ctx ends. Its phase is that of the target's hash, from the first time
+// on, so that a start with many targets is no burst.
+func (c *Collector) run(ctx context.Context, l *loop) {
+	interval := c.opts.Store.intervals.of(l.Kind)
+	phase := time.Duration(maphash.Comparable(c.seed, l.Target) % uint64(interval))
+	next := time.Now().Add(phase)
+	timer := time.NewTimer(phase)
+	defer timer.Stop()
+	tried := sync.OnceFunc(func() {
+		if l.early {
+			c.untried.Add(-1)
+		}
+	})
+	defer tried() // a loop that ends before its first attempt is not waited for
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		err := c.measure(ctx, l.Target, interval*8/10)
 		if ctx.Err() != nil {
 			return // the error, if any, is that of being stopped
 		}
-		if failed := err != nil; failed != failing {
-			failing = failed
-			if failing {
-				log.Info("target cannot be measured", "err", err.Error())
-			} else {
-				log.Info("target can be measured again")
-			}
+		tried()
+		if failed := err != nil; failed != l.failing {
+			l.failing = failed
+			c.log(ctx, l.Target, err)
 		}
 		// Keep the phase; leave out the turns that are past.
 		for now := time.Now(); !next.After(now); {
 			next = next.Add(interval)
 		}
+		timer.Reset(time.Until(next))
 	}
+}
+
+// log tells of a target that begins to fail, or is measured again where err is nil. Many targets may do so at once.
+func (c *Collector) log(ctx context.Context, t Target, err error) {
+	limit := c.logs[t.Kind]
+	if limit == nil {
+		return // no source measures such targets, as the error says to whoever reads the value
+	}
+	write, omitted := limit.take(time.Now())
+	if !write {
+		return
+	}
+	log := logr.FromContextOrDiscard(ctx).WithValues("kind", t.Kind, "target", t.String())
+	if t.Kind != Activator {
+		log = log.WithValues("namespace", t.Function.Namespace, "function", t.Function.Name)
+	}
+	if t.Kind == Pod { // pods come and go, and refuse connections before they are ready
+		log = log.V(1)
+	}
+	if omitted > 0 {
+		log = log.WithValues("omitted", omitted)
+	}
+	if err != nil {
+		log.Info("target cannot be measured", "err", err.Error())
+	} else {
+		log.Info("target can be measured again")
+	}
+}
+
+// logLimit lets ten lines pass in ten seconds.
+type logLimit struct {
+	mu      sync.Mutex // protects following
+	since   time.Time
+	lines   int
+	omitted int
+}
+
+// take tells whether to write a line now, and how many have been left out before it.
+func (l *logLimit) take(now time.Time) (write bool, omitted int) {
+	const lines, in = 10, 10 * time.Second
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.since) >= in {
+		l.since, l.lines = now, 0
+	}
+	if l.lines == lines {
+		l.omitted++
+		return false, 0
+	}
+	l.lines++
+	omitted, l.omitted = l.omitted, 0
+	return true, omitted
 }
 
 // measure attempts t once and tells the Store.
@@ -154,23 +235,20 @@ func (c *Collector) measure(ctx context.Context, t Target, timeout time.Duration
 	}
 	err = c.opts.Store.Record(t, at, m, err)
 	c.metrics.observe(t.Kind, err, time.Since(at))
-	c.mu.Lock()
-	delete(c.untried, t)
-	c.mu.Unlock()
 	return err
 }
 
 // sink passes on to the Store what Discovery finds, and starts and stops the loops.
 type sink struct {
 	c     *Collector
-	start func(Target) context.CancelFunc
+	start func(*loop)
 }
 
 var _ Sink = (*sink)(nil)
 
-func (s *sink) SetFunction(fn Function, pods []Endpoint) {
-	s.c.opts.Store.SetFunction(fn, pods)
-	s.replace(owner(fn.Name), pods)
+func (s *sink) SetFunction(fn Function, targets []Endpoint) {
+	s.c.opts.Store.SetFunction(fn, targets)
+	s.replace(owner(fn.Name), targets)
 }
 
 func (s *sink) DeleteFunction(name types.NamespacedName) {
@@ -194,29 +272,34 @@ func (s *sink) replace(o owner, endpoints []Endpoint) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	keep := make(map[Target]bool, len(endpoints))
-	targets := make([]Target, 0, len(endpoints))
-	for _, e := range endpoints {
-		if keep[e.Target] {
-			continue
-		}
-		keep[e.Target] = true
-		targets = append(targets, e.Target)
-		if c.stopLoop[e.Target] == nil {
-			if c.synced.IsZero() {
-				c.untried[e.Target] = true
+	before := c.byOwner[o]
+	now := make([]*loop, 0, len(endpoints))
+	for i := range endpoints {
+		t := endpoints[i].Target
+		l := c.loops[t]
+		if l == nil {
+			l = &loop{Target: t, early: c.synced.IsZero()}
+			if l.early {
+				c.untried.Add(1)
 			}
-			c.stopLoop[e.Target] = s.start(e.Target)
+			c.loops[t] = l
+			s.start(l)
+		}
+		if !l.listed { // twice
+			l.listed = true
+			now = append(now, l)
 		}
 	}
-	for _, t := range c.byOwner[o] {
-		if !keep[t] {
-			c.stopLoop[t]()
-			delete(c.stopLoop, t)
-			delete(c.untried, t)
+	for _, l := range before {
+		if !l.listed {
+			l.stop()
+			delete(c.loops, l.Target)
 		}
 	}
-	if c.byOwner[o] = targets; len(targets) == 0 {
+	for _, l := range now {
+		l.listed = false
+	}
+	if c.byOwner[o] = now; len(now) == 0 {
 		delete(c.byOwner, o)
 	}
 }
