@@ -22,11 +22,8 @@ import (
 	"github.com/go-logr/logr"
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 	"k8s.io/metrics/pkg/apis/custom_metrics"
 )
@@ -507,136 +504,6 @@ func TestRoundInCircles(t *testing.T) {
 	other.become(status(508, "round in circles"))
 	if code, body := readFrom(t.Context(), u); code != http.StatusLoopDetected || !strings.Contains(body, "round in circles") {
 		t.Errorf("the caller gets %d %s", code, body)
-	}
-}
-
-// TestDiscoveryShowsBoth in its old and in its aggregated form.
-func TestDiscoveryShowsBoth(t *testing.T) {
-	other := newOtherAdapter(t, serves(status(200, "")))
-	r := start(t, other.behind)
-	client, err := discovery.NewDiscoveryClientForConfig(r.config("good"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	names := func(version string) map[string]int {
-		list, err := client.ServerResourcesForGroupVersion(version)
-		if err != nil {
-			t.Fatal(err)
-		}
-		names := map[string]int{}
-		for _, r := range list.APIResources {
-			names[r.Name]++
-		}
-		return names
-	}
-	const version = "custom.metrics.k8s.io/v1beta2"
-	r.eventually("the upstream's resources", func() string {
-		if names(version)["pods/memory"] != 1 {
-			return "pods/memory is not listed"
-		}
-		return ""
-	})
-	got := names(version)
-	if got["pods/requests_per_second"] != 1 || got["functions.sluice.dev/requests_per_second"] != 1 {
-		t.Errorf("resources = %v, want ours, and those of both once", got)
-	}
-	if got := names("external.metrics.k8s.io/v1beta1"); got["pods/memory"] != 1 || got["requests_per_second"] != 1 {
-		t.Errorf("external: %v", got)
-	}
-	if got := names("custom.metrics.k8s.io/v1beta1"); got["pods/memory"] != 0 || len(got) == 0 {
-		t.Errorf("v1beta1, which the upstream does not serve: %v", got)
-	}
-	v1beta1 := strings.Replace(othersRead, "v1beta2", "v1beta1", 1)
-	if code, body := r.try(v1beta1, "good"); code != http.StatusNotFound || !strings.Contains(body, "does not serve v1beta1 of custom.metrics.k8s.io, it serves v1beta2") {
-		t.Errorf("a read of v1beta1: %d %s", code, body)
-	}
-	r.eventually("aggregated discovery", func() string {
-		_, resources, err := client.ServerGroupsAndResources()
-		if err != nil {
-			return err.Error()
-		}
-		for _, list := range resources {
-			for _, r := range list.APIResources {
-				if list.GroupVersion == version && r.Name == "pods/memory" {
-					return ""
-				}
-			}
-		}
-		return "pods/memory is not listed"
-	})
-
-	other.become(answers(503, "text/html", "down"))
-	seen := func() int { other.mu.Lock(); defer other.mu.Unlock(); return len(other.seen) }
-	before := seen()
-	r.eventually("two more looks", func() string {
-		if n := seen() - before; n < 4 {
-			return fmt.Sprint(n)
-		}
-		return ""
-	})
-	if names(version)["pods/memory"] != 1 {
-		t.Error("what the upstream served is forgotten while it is down")
-	}
-}
-
-func TestDiscoveryRefusesRubbish(t *testing.T) {
-	for name, answer := range map[string]http.HandlerFunc{
-		"no list":             answers(200, "application/json", "[1]"),
-		"another list":        answers(200, "application/json", `{"groupVersion":"apps/v1"}`),
-		"an error":            status(500, "x"),
-		"no version whatever": answers(404, "text/plain", "404 page not found"),
-	} {
-		t.Run(name, func(t *testing.T) {
-			u := newTestUpstream(t, newOtherAdapter(t, answer))
-			if found, err := u.discover(t.Context(), versionsOf(u.group)); err == nil {
-				t.Errorf("discovered %v", found)
-			}
-		})
-	}
-}
-
-func TestOptionsAreChecked(t *testing.T) {
-	tests := []struct {
-		name, flags string
-		says        string // empty: accepted
-	}{
-		{name: "none"},
-		{name: "both", flags: "--upstream-custom-metrics=monitoring/prometheus-adapter --upstream-external-metrics=keda/keda-operator-metrics-apiserver:6443"},
-		{name: "no namespace", flags: "--upstream-custom-metrics=prometheus-adapter", says: "--upstream-custom-metrics: \"prometheus-adapter\" is not NAMESPACE/SERVICE[:PORT]"},
-		{name: "a URL", flags: "--upstream-external-metrics=https://keda", says: "--upstream-external-metrics"},
-		{name: "no such port", flags: "--upstream-custom-metrics=a/b:0", says: "port \"0\" is not a number from 1 to 65535"},
-		{name: "itself", flags: "--upstream-custom-metrics=sluice-system/sluice-adapter", says: "is this adapter's own Service"},
-		{name: "a stranger and our token", flags: "--upstream-custom-metrics=a/b --upstream-insecure-skip-tls-verify", says: "--upstream-token-file"},
-		{name: "a stranger and a token for it", flags: "--upstream-custom-metrics=a/b --upstream-insecure-skip-tls-verify --upstream-token-file=x"},
-		{name: "verified or not", flags: "--upstream-insecure-skip-tls-verify --upstream-token-file=x --upstream-ca-file=y", says: "exclude each other"},
-		{name: "before it began", flags: "--upstream-timeout=-1s", says: "--upstream-timeout: -1s is negative"},
-		{name: "off", flags: "--external-metrics=Off"},
-		{name: "neither on nor off", flags: "--external-metrics=on", says: `--external-metrics: "on" is neither Auto nor Off`},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			o := Options{Config: &rest.Config{}, Reader: functions}
-			flags := pflag.NewFlagSet("adapter", pflag.ContinueOnError)
-			o.AddFlags(flags)
-			if err := flags.Parse(strings.Fields(tt.flags)); err != nil {
-				t.Fatal(err)
-			}
-			_, err := o.complete()
-			if (err == nil) != (tt.says == "") || err != nil && !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("error %v, want %q", err, tt.says)
-			}
-		})
-	}
-}
-
-func TestParseService(t *testing.T) {
-	got, err := parseService("keda/keda-operator-metrics-apiserver:6443")
-	want := serviceRef{types.NamespacedName{Namespace: "keda", Name: "keda-operator-metrics-apiserver"}, 6443}
-	if err != nil || got != want || got.address() != "keda-operator-metrics-apiserver.keda.svc:6443" {
-		t.Errorf("%v at %s, %v", got, got.address(), err)
-	}
-	if got, err = parseService("a/b"); err != nil || got.port != 443 {
-		t.Errorf("%v, %v; want port 443", got, err)
 	}
 }
 
