@@ -45,7 +45,7 @@ type Source struct {
 
 var _ providers.Source = (*Source)(nil)
 
-// New validates o. It asks for nothing yet.
+// New validates o, and starts nothing. The error names the entry of Allow that cannot be read.
 func New(o Options) (*Source, error) {
 	if o.Secrets == nil {
 		return nil, fmt.Errorf("prometheus: Secrets is required")

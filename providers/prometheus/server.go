@@ -124,7 +124,7 @@ func parseAllow(entries []string) (allowList, error) {
 	for _, entry := range entries {
 		a, err := parseAllowed(entry)
 		if err != nil {
-			return nil, fmt.Errorf("--prometheus-allow %q: %w; write a host (prometheus.monitoring.svc), a host with a port, "+
+			return nil, fmt.Errorf("%q: %w; write a host (prometheus.monitoring.svc), a host with a port, "+
 				"or a URL (https://prometheus.example/tenant)", withoutUser(entry), err)
 		}
 		list = append(list, a)

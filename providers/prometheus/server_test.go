@@ -2,6 +2,7 @@ package prometheus
 
 import (
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -138,7 +139,7 @@ func TestAllowListIsValidated(t *testing.T) {
 		switch {
 		case want == "" && err != nil:
 			t.Errorf("%q: %v", entry, err)
-		case want != "" && (err == nil || !strings.HasPrefix(err.Error(), "--prometheus-allow ") || !strings.Contains(err.Error(), want)):
+		case want != "" && (err == nil || !strings.HasPrefix(err.Error(), strconv.Quote(withoutUser(entry))+": ") || !strings.Contains(err.Error(), want)):
 			t.Errorf("%q: got %v, want %s", entry, err, want)
 		}
 	}
