@@ -307,7 +307,8 @@ func (s *Store) list(g group, endpoints []Endpoint, interval time.Duration, f *f
 		}
 		if src == nil {
 			if j := slices.IndexFunc(gone, func(src *source) bool { return src.Target == e.Target }); j >= 0 {
-				src, gone = gone[j], slices.Delete(gone, j, j+1)
+				src = gone[j]
+				gone = slices.Delete(gone, j, j+1)
 				src.writing.Lock()
 				src.apart = true // it may have answered while nobody was listening
 				src.writing.Unlock()

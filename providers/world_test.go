@@ -17,6 +17,9 @@ var (
 	direct  = Function{Name: hello, Window: 30 * time.Second, Rule: Rule{
 		ByPods: true, Gauge: true, Scrape: Scrape{Path: "/metrics", Requests: "calls_total", InFlight: "calls"},
 	}}
+	timed = Function{Name: hello, Window: 30 * time.Second, Rule: Rule{
+		ByPods: true, Duration: true, Scrape: Scrape{Path: "/metrics", Requests: "calls_total", Duration: "call_seconds"},
+	}}
 )
 
 // world is a Store and the processes that it measures, on the clock of a synctest bubble.
@@ -26,6 +29,7 @@ type world struct {
 	fn    Function
 	acts  []*process
 	pods  []*process
+	asks  []Endpoint
 }
 
 // process counts at constant rates from its start on.
@@ -38,8 +42,11 @@ type process struct {
 	rate    float64 // requests per second
 	busy    float64 // requests in flight
 	held    float64
+	lasts   float64 // seconds, each request
 	down    error
 	absent  bool // says nothing of the function
+	noCount bool // exposes no counter
+	noGauge bool // exposes no gauge
 	clocked time.Duration
 }
 
@@ -52,6 +59,7 @@ func activator(n int, phase time.Duration) *process {
 func pod(n int, phase time.Duration) *process {
 	return &process{Endpoint: Endpoint{
 		Target: Target{Kind: Pod, Function: hello, UID: types.UID(fmt.Sprint(n)), Address: fmt.Sprintf("10.0.1.%d:8080", n)},
+		Pod:    Object{Name: fmt.Sprintf("hello-%d", n), Labels: map[string]string{"pod": fmt.Sprint(n)}, Exists: true},
 		Ready:  true, Expected: true,
 	}, phase: phase, start: time.Now()}
 }
@@ -83,6 +91,14 @@ func (p *process) measure() (*Measurement, error) {
 	r := Reading{Started: p.base + math.Floor(p.rate*age+1e-6), InFlight: p.busy + p.held}
 	if p.Kind == Activator {
 		r.BusySeconds, r.HeldSeconds = p.base+(p.busy+p.held)*age, p.base+p.held*age
+	} else {
+		r.Durations, r.DurationSeconds = r.Started, r.Started*p.lasts
+		if p.noCount {
+			r.Absent, r.Started, r.Durations, r.DurationSeconds = true, 0, 0, 0
+		}
+		if p.noGauge {
+			r.NoGauge, r.InFlight = true, 0
+		}
 	}
 	m.Functions[hello] = r
 	return m, nil
@@ -106,7 +122,7 @@ func (w *world) list() {
 		return es
 	}
 	w.store.SetActivators(endpoints(w.acts))
-	w.store.SetFunction(w.fn, endpoints(w.pods))
+	w.store.SetFunction(w.fn, append(endpoints(w.pods), w.asks...))
 }
 
 // pass lets d go by on the clock of a bubble.
