@@ -42,6 +42,9 @@ func TestIntegration(t *testing.T) {
 	t.Run("SleepAndWake", w.sleepAndWake)
 	t.Run("DeletionWakes", w.deletionWakes)
 	t.Run("Words", w.words)
+	t.Run("API", w.api)
+	t.Run("OwnHPAs", w.ownHPAs)
+	t.Run("SecretsOnlyWhereGranted", w.secretsOnlyWhereGranted)
 }
 
 // The example of the README's demo is a valid Function.
@@ -193,7 +196,7 @@ func (w *world) deletionWakes(t *testing.T) {
 // What the API refuses, it explains.
 func (w *world) words(t *testing.T) {
 	for _, tt := range []struct{ function, metric, want string }{
-		{"nobody", v1alpha1.RequestsPerSecond, "there is no function default/nobody"},
+		{"nobody", v1alpha1.RequestsPerSecond, "there is no Function default/nobody"},
 		{"follows", "queue_depth", "requests_per_second"},
 	} {
 		out, err := w.kubectl("get", "--raw", "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/functions.sluice.dev/"+tt.function+"/"+tt.metric)
