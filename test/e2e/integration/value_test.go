@@ -47,7 +47,9 @@ func TestWakeByValue(t *testing.T) {
 		return ""
 	})
 	before := w.version(t, name)
-	time.Sleep(5 * time.Second) // of idleness, which is what is looked at here
+	idle, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	<-idle.Done()
 	if after := w.version(t, name); after != before {
 		t.Error("a sleeping function was written to")
 	}
