@@ -317,7 +317,7 @@ func populate(t testing.TB, api *apiServer, i int) {
 			},
 			Annotations: map[string]string{corev1.LastAppliedConfigAnnotation: strings.Repeat("x", 900)},
 			ManagedFields: []metav1.ManagedFieldsEntry{
-				{Manager: "kubectl", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:replicas":{}}}`)}},
+				{Manager: "kubectl", FieldsV1: metav1.NewFieldsV1(`{"f:spec":{"f:replicas":{}}}`)},
 			},
 		}
 	}
