@@ -26,7 +26,7 @@ type Options struct {
 	// Registerer takes the Collector's own metrics. Default: none.
 	Registerer prometheus.Registerer
 	// FirstRound bounds how long Ready waits for the first answers of the targets that there are at the start.
-	// Default 10s.
+	// Default 10s, or longer where the Store's intervals are.
 	FirstRound time.Duration
 }
 
@@ -39,7 +39,7 @@ type Collector struct {
 	seed    maphash.Seed
 
 	logs    map[Kind]*logLimit
-	untried atomic.Int64 // loops that were started before Synced and have made no attempt yet
+	untried atomic.Int64 // loops that were started before Synced and have not made their first rounds yet
 
 	mu      sync.Mutex // protects following
 	synced  time.Time
@@ -56,6 +56,10 @@ type loop struct {
 	listed  bool // while targets are replaced
 }
 
+// firstRounds is how many answers of each process a rate needs at a start. With two of each, the latest first answer and
+// the earliest last one may be moments apart, because their turns are spread over the interval.
+const firstRounds = 3
+
 // owner is whose targets are replaced together: a function, or the activators where it is zero.
 type owner types.NamespacedName
 
@@ -68,7 +72,8 @@ func NewCollector(o Options) (*Collector, error) {
 		return nil, errors.New("collector: Discovery is required")
 	}
 	if o.FirstRound <= 0 {
-		o.FirstRound = 10 * time.Second
+		i := o.Store.intervals
+		o.FirstRound = max(10*time.Second, (firstRounds+1)*max(i.Activator, i.Pod), i.Query+2*time.Second)
 	}
 	c := &Collector{
 		opts: o, metrics: newCollectorMetrics(o.Store), seed: maphash.MakeSeed(),
@@ -103,8 +108,9 @@ func (c *Collector) Run(ctx context.Context) error {
 	return nil
 }
 
-// Ready is nil once values can be given: all that existed at the start has been told and attempted, or FirstRound has
-// passed since it was told. It does not depend on any target's answer.
+// Ready is nil once values can be given: all that existed at the start has been told, and has answered often enough for
+// a rate or has failed; or FirstRound has passed since it was told. A target that fails or hangs delays it, and does not
+// prevent it.
 func (c *Collector) Ready() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -144,7 +150,11 @@ func (c *Collector) run(ctx context.Context, l *loop) {
 			c.untried.Add(-1)
 		}
 	})
-	defer tried() // a loop that ends before its first attempt is not waited for
+	defer tried() // a loop that ends before its first rounds is not waited for
+	rounds := firstRounds
+	if l.Kind == Query {
+		rounds = 1 // its answer is the value
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -155,7 +165,9 @@ func (c *Collector) run(ctx context.Context, l *loop) {
 		if ctx.Err() != nil {
 			return // the error, if any, is that of being stopped
 		}
-		tried()
+		if rounds--; rounds <= 0 || err != nil {
+			tried()
+		}
 		if failed := err != nil; failed != l.failing {
 			l.failing = failed
 			c.log(ctx, l.Target, err)

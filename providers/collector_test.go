@@ -170,14 +170,15 @@ func TestTargetsThatGoAreAskedNoMore(t *testing.T) {
 func TestReady(t *testing.T) {
 	tests := []struct {
 		name   string
+		after  time.Duration
 		answer func(ctx context.Context, t Target) (*Measurement, error)
 	}{
 		{
-			name:   "all answered",
+			name: "all answered often enough for a rate", after: firstRounds * time.Second,
 			answer: func(context.Context, Target) (*Measurement, error) { return &Measurement{}, nil },
 		},
 		{
-			name:   "all failed: readiness does not depend on a target",
+			name: "all failed: readiness does not depend on a target", after: time.Second,
 			answer: func(context.Context, Target) (*Measurement, error) { return nil, errors.New("no") },
 		},
 	}
@@ -198,15 +199,51 @@ func TestReady(t *testing.T) {
 				if err := c.Ready(); err == nil {
 					t.Error("ready before anything was measured")
 				}
-				pass(time.Second)
+				pass(tt.after)
 				if err := c.Ready(); err != nil {
-					t.Errorf("after one interval: %v", err)
+					t.Errorf("after %s: %v", tt.after, err)
 				}
 				cancel()
 				if err := <-done; err != nil {
 					t.Error(err)
 				}
 			})
+		})
+	}
+}
+
+// An adapter that says that it is ready has a rate to give, whatever turns the targets have got.
+func TestReadyMeansValues(t *testing.T) {
+	for range 50 { // the turns are those of a hash with another seed each time
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			c, store, _ := newCollector(t, discoveryFunc(func(ctx context.Context, sink Sink) error {
+				sink.SetActivators(activators(3))
+				sink.SetFunction(proxied, nil)
+				sink.Synced()
+				<-ctx.Done()
+				return nil
+			}), &sourceFunc{answer: func(context.Context, Target) (*Measurement, error) {
+				return &Measurement{Start: began.Add(-time.Hour)}, nil
+			}})
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() { done <- c.Run(ctx) }()
+			for pass(time.Millisecond); c.Ready() != nil; {
+				pass(10 * time.Millisecond)
+			}
+			if took := time.Since(began); took > 4*time.Second {
+				t.Errorf("ready after %s", took)
+			}
+			if v, err := store.Value(hello, v1alpha1.RequestsPerSecond); err != nil {
+				t.Errorf("ready without a value: %v", err)
+			} else if v.Value != 0 {
+				t.Errorf("got %v, want 0", v.Value)
+			}
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
 		})
 	}
 }
