@@ -316,7 +316,7 @@ func (s *story) metric(ctx context.Context, function, name string) (float64, err
 	if err != nil {
 		var status apierrors.APIStatus
 		if errors.As(err, &status) {
-			return 0, fmt.Errorf("%s: %s", name, status.Status().Message)
+			return 0, fmt.Errorf("%s: %s: %s", name, status.Status().Message, raw)
 		}
 		return 0, err
 	}
