@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -86,7 +87,7 @@ func capture(ctx context.Context, r runtime, source, dir, out string) (err error
 	defer cancel()
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "OK") }))
 	defer elsewhere.Close()
-	p, err := freePorts()
+	p, err := freePorts(ctx)
 	if err != nil {
 		return err
 	}
@@ -169,7 +170,7 @@ func (d *driver) drive(ctx context.Context) error {
 	held := make(chan error, 1)
 	began := time.Now()
 	go func() { held <- d.send(ctx, http.MethodGet, "/?sleep=2000") }()
-	time.Sleep(500 * time.Millisecond) // the request is there, and no answer can be for 1.5 s
+	wait(ctx, 500*time.Millisecond) // the request is there, and no answer can be for 1.5 s
 	d.sent.Started++
 	if err := d.scrape(ctx, "busy.txt", text, ""); err != nil {
 		return err
@@ -184,7 +185,7 @@ func (d *driver) drive(ctx context.Context) error {
 	if d.r.Counts.LateDurations {
 		settle = 6 * time.Second
 	}
-	time.Sleep(settle)
+	wait(ctx, settle)
 	return errors.Join(
 		d.scrape(ctx, "served.txt", text, ""),
 		d.scrape(ctx, "served.gzip", text, "gzip"),
@@ -254,13 +255,13 @@ func (d *driver) scrape(ctx context.Context, file, accept, encoding string) erro
 	if encoding != "" {
 		header.Set("Accept-Encoding", encoding)
 	}
-	resp, body, err := d.get(ctx, port, d.r.Path, header)
+	answered, body, err := d.get(ctx, port, d.r.Path, header)
 	if err != nil {
 		return err
 	}
 	now := d.sent
 	d.sent.Scrapes++
-	contentType, contentEncoding := resp.Header.Get("Content-Type"), resp.Header.Get("Content-Encoding")
+	contentType, contentEncoding := answered.Get("Content-Type"), answered.Get("Content-Encoding")
 	fmt.Printf("%-20s %6d bytes  %s %s\n", file, len(body), contentType, contentEncoding)
 	plain := strings.HasPrefix(contentType, "text/plain") && contentEncoding == ""
 	if file == "" || plain && (encoding != "" || accept != text) {
@@ -285,16 +286,14 @@ func (d *driver) scrape(ctx context.Context, file, accept, encoding string) erro
 	return os.WriteFile(filepath.Join(d.out, file), body, 0o644)
 }
 
-func (d *driver) get(ctx context.Context, port, path string, header http.Header) (*http.Response, []byte, error) {
+func (d *driver) get(ctx context.Context, port, path string, header http.Header) (http.Header, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:"+port+path, nil)
 	if err != nil {
 		return nil, nil, err
 	}
-	for name, values := range header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, header)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return nil, nil, err
@@ -306,7 +305,7 @@ func (d *driver) get(ctx context.Context, port, path string, header http.Header)
 	if resp.StatusCode != http.StatusOK {
 		return nil, nil, fmt.Errorf("%s: %s", req.URL, resp.Status)
 	}
-	return resp, body, nil
+	return resp.Header, body, nil
 }
 
 // awaitReady probes until the function answers; all the probes that reached it count as probes.
@@ -325,6 +324,14 @@ func (d *driver) awaitReady(ctx context.Context) error {
 	}
 }
 
+// wait passes the time that runtimes need for what nobody can see from outside.
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
 // start runs a command in a process group of its own, which stop ends.
 func start(ctx context.Context, dir string, command, env []string) (stop func(), err error) {
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
@@ -340,10 +347,11 @@ func start(ctx context.Context, dir string, command, env []string) (stop func(),
 }
 
 // freePorts asks the kernel for ports.
-func freePorts() (ports, error) {
+func freePorts(ctx context.Context) (ports, error) {
 	var p ports
+	var config net.ListenConfig
 	for _, port := range []*string{&p.inbound, &p.metrics, &p.admin, &p.function, &p.outbound} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
 		if err != nil {
 			return ports{}, err
 		}

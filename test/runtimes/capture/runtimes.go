@@ -114,6 +114,11 @@ var runtimes = []runtime{
 	},
 	{
 		Name: "otel-java", Preset: "OpenTelemetry", Language: "java", OwnPort: true, Path: "/metrics", Calls: true,
+		// Nothing of this machine.
+		Env: []string{"OTEL_JAVA_DISABLED_RESOURCE_PROVIDERS=io.opentelemetry.instrumentation.resources.HostResourceProvider," +
+			"io.opentelemetry.instrumentation.resources.OsResourceProvider," +
+			"io.opentelemetry.instrumentation.resources.ProcessResourceProvider," +
+			"io.opentelemetry.instrumentation.resources.ProcessRuntimeResourceProvider"},
 		Counts: counts{Durations: true},
 	},
 	{
@@ -139,7 +144,10 @@ var runtimes = []runtime{
 	},
 	{
 		Name: "generic-spring", Preset: "Generic", Language: "spring", Path: "/actuator/prometheus",
-		Env:    []string{"MANAGEMENT_ENDPOINTS_WEB_EXPOSURE_INCLUDE=prometheus"},
+		// Nothing of the disk, whose label is a path of this machine.
+		Env: []string{
+			"MANAGEMENT_ENDPOINTS_WEB_EXPOSURE_INCLUDE=prometheus", "MANAGEMENT_METRICS_ENABLE_DISK=false",
+		},
 		Counts: counts{Durations: true},
 	},
 	{
@@ -176,15 +184,19 @@ func (r runtime) prepare(ctx context.Context, source, dir string) error {
 		steps = [][]string{{"go", "-C", source, "build", "-o", filepath.Join(dir, "function"), "."}}
 	case "java", "spring":
 		steps = [][]string{
-			{"mvn", "-q", "-B", "-f", filepath.Join(source, "pom.xml"), "dependency:copy-dependencies",
-				"-DoutputDirectory=" + filepath.Join(dir, "lib")},
+			{
+				"mvn", "-q", "-B", "-f", filepath.Join(source, "pom.xml"), "dependency:copy-dependencies",
+				"-DoutputDirectory=" + filepath.Join(dir, "lib"),
+			},
 			// Parameters are named: Spring binds by name.
 			{"javac", "-parameters", "-cp", "lib/*", "-d", ".", filepath.Join(source, "Function.java")},
 		}
 	}
 	if r.Language == "envoy" {
-		steps = append(steps, []string{"go", "-C", filepath.Join(filepath.Dir(source), "generic-go"), "build", "-o",
-			filepath.Join(dir, "function"), "."})
+		steps = append(steps, []string{
+			"go", "-C", filepath.Join(filepath.Dir(source), "generic-go"), "build", "-o",
+			filepath.Join(dir, "function"), ".",
+		})
 	}
 	for _, step := range steps {
 		cmd := exec.CommandContext(ctx, step[0], step[1:]...)

@@ -27,7 +27,7 @@ func main() {
 	})
 	function := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ms, _ := strconv.Atoi(r.FormValue("sleep")) // nothing asked: 0
-		time.Sleep(time.Duration(ms) * time.Millisecond)
+		<-time.After(time.Duration(ms) * time.Millisecond)
 		if r.FormValue("fail") != "" {
 			w.WriteHeader(http.StatusInternalServerError)
 		}

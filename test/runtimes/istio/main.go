@@ -68,7 +68,7 @@ func main() {
 	inbound.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		began, code := time.Now(), http.StatusOK
 		ms, _ := strconv.Atoi(r.FormValue("sleep")) // nothing asked: 0
-		time.Sleep(time.Duration(ms) * time.Millisecond)
+		<-time.After(time.Duration(ms) * time.Millisecond)
 		if url := r.FormValue("call"); url != "" {
 			s.call(r, url)
 		}

@@ -1,4 +1,4 @@
-"""The shape of Kubeless's Python runtime: bottle on cherrypy's server, calls counted as they begin, three metrics by method."""
+"""The shape of Kubeless's Python runtime: bottle on cherrypy's server, calls counted as they begin, by method."""
 import os
 import time
 

@@ -29,7 +29,7 @@ func main() {
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, "OK") })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		ms, _ := strconv.Atoi(r.FormValue("sleep")) // nothing asked: 0
-		time.Sleep(time.Duration(ms) * time.Millisecond)
+		<-time.After(time.Duration(ms) * time.Millisecond)
 		if url := r.FormValue("call"); url != "" {
 			req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, url, nil)
 			if err == nil {
