@@ -15,7 +15,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
@@ -370,72 +369,6 @@ func TestProxied(t *testing.T) {
 		change(s, "hello", func(fn *v1alpha1.Function) { fn.Spec = newFunction("hello").Spec })
 		s.reconcile("hello")
 		s.wrote("delete *v1.EndpointSlice sluice-hello", "delete *v1.Service sluice-hello")
-	})
-}
-
-func TestForeignObjectsAreNotTouched(t *testing.T) {
-	service := newService("sluice-hello")
-	hpa := &autoscalingv2.HorizontalPodAutoscaler{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "sluice-hello"},
-		Spec: autoscalingv2.HorizontalPodAutoscalerSpec{
-			ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{Kind: "Deployment", Name: "another"},
-		},
-	}
-	inStory(t, awakeWorld(newFunction("hello", proxied), service, hpa), func(s *story) {
-		s.reconcile("hello")
-		s.wrote()
-		s.wantCondition("hello", "Ready", metav1.ConditionFalse, "NameTaken", "Service default/sluice-hello", "rename or delete")
-		s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "NameTaken", "HorizontalPodAutoscaler default/sluice-hello")
-	})
-}
-
-func TestForeignHPA(t *testing.T) {
-	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
-		s.metrics("hello", 0, 0)
-		s.reconcile("hello")
-		s.writes = nil
-		foreign := &autoscalingv2.HorizontalPodAutoscaler{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "mine"},
-			Spec: autoscalingv2.HorizontalPodAutoscalerSpec{
-				ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{Kind: "Deployment", Name: "hello"}, MinReplicas: ptr.To[int32](0),
-			},
-		}
-		if err := s.Create(s.Context(), foreign.DeepCopy()); err != nil {
-			s.Fatal(err)
-		}
-		s.reconcile("hello")
-		s.wrote("delete *v2.HorizontalPodAutoscaler sluice-hello")
-		s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "ForeignHPA", "HorizontalPodAutoscaler mine", "delete it")
-
-		// Not put to sleep, however idle.
-		s.pass(time.Hour)
-		s.metrics("hello", time.Hour, 0)
-		s.reconcile("hello")
-		s.wrote()
-
-		// But at zero, which that HPA may write itself, the gate holds.
-		s.scale("hello", 0)
-		s.reconcile("hello")
-		s.wrote("create *v1.EndpointSlice sluice-hello.gate")
-		s.ready("hello")
-		s.writes = nil
-		s.reconcile("hello")
-		s.wroteNothing()
-
-		// The activator wakes it for a request, and the gate stays until a pod is ready. With nobody else's help the path
-		// is as it was.
-		s.scale("hello", 1)
-		s.reconcile("hello")
-		if st := s.function("hello").Status; st.Phase != v1alpha1.Waking || !st.Gate.InPath || s.gated("hello") == nil {
-			s.Errorf("status waking: %+v, gate %v", st, s.gated("hello"))
-		}
-		s.wrote()
-		s.ready("hello", "hello-2")
-		s.reconcile("hello")
-		s.wrote("delete *v1.EndpointSlice sluice-hello.gate")
-		if got := get[autoscalingv2.HorizontalPodAutoscaler](s, "mine"); !cmp.Equal(got.Spec, foreign.Spec) {
-			s.Errorf("the user's HorizontalPodAutoscaler was changed: %+v", got.Spec)
-		}
 	})
 }
 

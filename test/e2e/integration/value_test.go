@@ -78,16 +78,20 @@ func TestWakeByValue(t *testing.T) {
 	})
 
 	w.ask(t, name, "0")
-	eventually(t, 15*time.Second, "the depth to be 0", func(ctx context.Context) string {
-		if got, err := w.metric(ctx, "v1beta2", name, "depth"); err != nil || got != 0 {
-			return fmt.Sprintf("depth is %v (%v)", got, err)
+	// Scaled to zero again until that stays: the scaler may have read the last depth a moment before.
+	eventually(t, 30*time.Second, "a zero by hand to stay", func(ctx context.Context) string {
+		if out, err := w.kubectl("-n", "default", "scale", "statefulset", name, "--replicas=0"); err != nil {
+			return out
+		}
+		var got v1alpha1.Function
+		if err := w.client.Get(ctx, key(name), &got); err != nil || got.Status.Phase != v1alpha1.Idle {
+			return fmt.Sprintf("phase %s (%v)", got.Status.Phase, err)
+		}
+		if depth, err := w.metric(ctx, "v1beta2", name, "depth"); err != nil || depth != 0 || w.sets(ctx, t, name) != 0 {
+			return fmt.Sprintf("depth is %v (%v)", depth, err)
 		}
 		return ""
 	})
-	if out, err := w.kubectl("-n", "default", "scale", "statefulset", name, "--replicas=0"); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	w.awaitPhase(t, name, v1alpha1.Idle)
 	if err := w.client.Delete(t.Context(), fn); err != nil {
 		t.Fatal(err)
 	}
