@@ -12,7 +12,7 @@ BUILD    := $(STATE)/build
 KUBECTL  ?= kubectl
 KUSTOMIZATION ?= manifests/base
 IMAGES   := activator adapter scaler function
-MODULES  := . test/cluster test/e2e test/bench
+MODULES  := . test/cluster test/e2e test/bench test/runtimes
 TOOL      = go tool -modfile=$(ROOT)/go.tools.mod
 CLUSTER   = go -C $(ROOT)/test/cluster run ./cmd/cluster
 # What runs in the test cluster's network: its API server, its Services and its pods are reachable only there.
@@ -83,6 +83,11 @@ e2e: deploy ## the stories of test/e2e on the test cluster (root, Debian); RUN=r
 cluster-stories: ## the test cluster itself: up, kill -9 of half of it, down, nothing left (root, Debian)
 	@echo "== stories of the test cluster"
 	@go -C test/cluster test -count=1 -v -tags cluster -timeout 10m -run TestFullCluster .
+
+.PHONY: runtimes
+runtimes: ## capture anew what the presets' runtimes expose (Python, Node, JDK with Maven, and their registries); NAME=otel-node for one
+	@go -C test/runtimes run ./capture $(NAME)
+	@go test -count=1 -run TestPresets ./providers/requests
 
 .PHONY: bench-adapter
 bench-adapter: ## the adapter beside its floor, with FUNCTIONS=10000, READS=20000, IDLE=60s; no root (6 minutes)
