@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -60,20 +61,51 @@ func (s *Store) Info(name types.NamespacedName) (Info, error) {
 	return f.def.Load().info, nil
 }
 
-// List tells of all functions of a namespace, or of all namespaces where it is empty, in the order of their names.
+// namespace is what is in one namespace, or in all.
+type namespace struct {
+	functions []*function // in the order of their names; under Store.mu
+	// defined moves after functions or what is known of them have changed, peopled after pods have.
+	defined, peopled atomic.Uint64
+	infos            atomic.Pointer[remembered[Info]]
+	pods             atomic.Pointer[remembered[PodInfo]]
+}
+
+// remembered is a list that was made at a version, and holds for as long as there is no other version.
+type remembered[T any] struct {
+	version uint64
+	list    []T
+}
+
+// List tells of all functions of a namespace, or of all namespaces where it is empty, in the order of their names. The
+// list is shared, and not to be written to.
 func (s *Store) List(namespace string) []Info {
-	of := s.functionsOf(namespace)
+	n := s.namespace(namespace)
+	if n == nil {
+		return nil
+	}
+	version := n.defined.Load() // what changes from here on has another version
+	if r := n.infos.Load(); r != nil && r.version == version {
+		return r.list
+	}
+	of := s.functionsOf(n)
 	infos := make([]Info, len(of))
 	for i, f := range of {
 		infos[i] = f.def.Load().info
 	}
+	n.infos.Store(&remembered[Info]{version: version, list: infos})
 	return infos
 }
 
-func (s *Store) functionsOf(namespace string) []*function {
+func (s *Store) namespace(name string) *namespace {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return slices.Clone(s.namespaces[namespace])
+	return s.namespaces[name]
+}
+
+func (s *Store) functionsOf(n *namespace) []*function {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Clone(n.functions)
 }
 
 // Owner tells of the function whose workload or Service the object is. The error is ErrNoFunction or an *Ambiguous.
@@ -100,10 +132,18 @@ func ambiguous(functions []*function) *Ambiguous {
 }
 
 // Pods tells of all pods in a namespace, or in all namespaces where it is empty, that count their own requests, in the
-// order of their names. A pod of two functions is told of twice.
+// order of their names. A pod of two functions is told of twice. The list is shared, and not to be written to.
 func (s *Store) Pods(namespace string) []PodInfo {
+	n := s.namespace(namespace)
+	if n == nil {
+		return nil
+	}
+	version := n.peopled.Load()
+	if r := n.pods.Load(); r != nil && r.version == version {
+		return r.list
+	}
 	var pods []PodInfo
-	for _, f := range s.functionsOf(namespace) {
+	for _, f := range s.functionsOf(n) {
 		name := f.def.Load().Name
 		f.mu.RLock()
 		live := f.pods.live // never written to
@@ -119,6 +159,7 @@ func (s *Store) Pods(namespace string) []PodInfo {
 			types.NamespacedName{Namespace: a.Function.Namespace, Name: a.Pod.Name},
 			types.NamespacedName{Namespace: b.Function.Namespace, Name: b.Pod.Name})
 	})
+	n.pods.Store(&remembered[PodInfo]{version: version, list: pods})
 	return pods
 }
 

@@ -74,7 +74,7 @@ func TestOwner(t *testing.T) {
 	s.DeleteFunction(types.NamespacedName{Namespace: "a", Name: "one"})
 	s.DeleteFunction(types.NamespacedName{Namespace: "a", Name: "two"})
 	s.DeleteFunction(types.NamespacedName{Namespace: "b", Name: "three"})
-	if len(s.owners)+len(s.functions)+len(s.namespaces) != 0 {
+	if len(s.owners)+len(s.functions)+len(s.namespaces[""].functions) != 0 || len(s.namespaces) != 1 {
 		t.Errorf("left over: %v %v %v", s.owners, s.functions, s.namespaces)
 	}
 }
@@ -87,9 +87,9 @@ func TestListOfNamespaces(t *testing.T) {
 	}
 	s.DeleteFunction(types.NamespacedName{Namespace: "c", Name: "x"})
 	for namespace, want := range map[string][]string{
-		"": {"a/one", "a/three", "b/one", "b/two"}, "a": {"a/one", "a/three"}, "b": {"b/one", "b/two"}, "c": {},
+		"": {"a/one", "a/three", "b/one", "b/two"}, "a": {"a/one", "a/three"}, "b": {"b/one", "b/two"}, "c": nil,
 	} {
-		got := []string{}
+		var got []string
 		for _, info := range s.List(namespace) {
 			got = append(got, info.Name.String())
 		}

@@ -16,15 +16,17 @@ import (
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
-var allMetricNames = []string{v1alpha1.RequestsPerSecond, v1alpha1.RequestsInFlight, v1alpha1.IdleSeconds}
+var allMetricNames = []string{
+	v1alpha1.RequestsPerSecond, v1alpha1.RequestsInFlight, v1alpha1.RequestDurationSeconds, v1alpha1.IdleSeconds, "depth",
+}
 
 // TestValuesAreSaneWhateverHappens lets processes come, go, restart, fail and lie at random. No value may ever be
 // negative or not finite, from the future or older than the limit, or a rate above what all processes together can do.
 func TestValuesAreSaneWhateverHappens(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := range uint64(90) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 1))
-			inWorld(t, []Function{proxied, direct}[seed%2], func(w *world) {
+			inWorld(t, []Function{proxied, direct, timed}[seed%3], func(w *world) {
 				const most = 100.0 // of one process
 				count := 0
 				spawn := func(make func(int, time.Duration) *process) *process {
@@ -34,14 +36,26 @@ func TestValuesAreSaneWhateverHappens(t *testing.T) {
 					if !p.New {
 						p.old()
 					}
-					p.rate, p.busy = rnd.Float64()*most, rnd.Float64()*3
+					p.rate, p.busy, p.lasts = rnd.Float64()*most, rnd.Float64()*3, rnd.Float64()*2
 					return p
 				}
 				w.acts = []*process{spawn(activator), spawn(activator)}
+				w.asks = []Endpoint{ask("depth", "a")}
 				w.list()
 				everyone := 2.0
 				for range 150 {
-					switch ps := &w.acts; rnd.IntN(9) {
+					switch ps := &w.acts; rnd.IntN(12) {
+					case 8:
+						for _, p := range w.pods {
+							p.noCount, p.noGauge = rnd.IntN(2) == 0, rnd.IntN(2) == 0
+						}
+					case 9:
+						_ = w.answer(w.asks[0], []float64{math.NaN(), math.Inf(1), -1, 0, 3}[rnd.IntN(5)], nil)
+					case 10:
+						for _, p := range append(w.acts, w.pods...) { // its machine's clock is set
+							p.clocked = time.Duration(rnd.IntN(7200)-3600) * time.Second
+							break
+						}
 					case 0:
 						*ps = append(*ps, spawn(activator))
 						everyone++
@@ -74,7 +88,7 @@ func TestValuesAreSaneWhateverHappens(t *testing.T) {
 						}
 					case 7:
 						_ = w.store.Record(w.acts0(), time.Now(), &Measurement{Functions: map[types.NamespacedName]Reading{
-							hello: {Started: []float64{math.NaN(), math.Inf(1), -1}[rnd.IntN(3)]},
+							hello: {Started: []float64{math.NaN(), math.Inf(1), -1, math.MaxFloat64}[rnd.IntN(4)]},
 						}}, nil)
 					}
 					w.list()
@@ -95,23 +109,36 @@ func (w *world) acts0() Target {
 
 func (w *world) checkSane(mostRate float64) {
 	w.t.Helper()
-	for _, metric := range allMetricNames {
-		v, err := w.store.Value(hello, metric)
-		if err != nil {
-			continue
-		}
+	check := func(of, metric string, v Value, oldest time.Duration) {
+		w.t.Helper()
 		age := time.Since(v.At)
 		switch {
 		case math.IsNaN(v.Value) || math.IsInf(v.Value, 0) || v.Value < 0:
-			w.t.Fatalf("%s = %v", metric, v.Value)
-		case age < 0 || age > 6*time.Second:
-			w.t.Fatalf("%s is %s old", metric, age)
+			w.t.Fatalf("%s%s = %v", of, metric, v.Value)
+		case age < 0 || age > oldest:
+			w.t.Fatalf("%s%s is %s old", of, metric, age)
 		case v.Window < 0 || v.Window > 30*time.Second:
-			w.t.Fatalf("%s has window %s", metric, v.Window)
+			w.t.Fatalf("%s%s has window %s", of, metric, v.Window)
 		case metric == v1alpha1.RequestsPerSecond && v.Value > mostRate+1/v.Window.Seconds()*10:
-			w.t.Fatalf("rate = %v over %s, more than %v that all together can do", v.Value, v.Window, mostRate)
+			w.t.Fatalf("%srate = %v over %s, more than %v that all together can do", of, v.Value, v.Window, mostRate)
+		case metric == v1alpha1.RequestDurationSeconds && v.Value > 2.001:
+			w.t.Fatalf("%smean duration = %v, no request took as long", of, v.Value)
 		case metric == v1alpha1.IdleSeconds && v.Value > time.Since(w.store.epoch).Seconds():
-			w.t.Fatalf("idle = %v since before the Store began", v.Value)
+			w.t.Fatalf("%sidle = %v since before the Store began", of, v.Value)
+		}
+	}
+	for _, metric := range allMetricNames {
+		oldest := 6 * time.Second
+		if metric == "depth" {
+			oldest = 30 * time.Second
+		}
+		if v, err := w.store.Value(hello, metric); err == nil {
+			check("", metric, v, oldest)
+		}
+		for _, p := range w.pods {
+			if v, err := w.store.PodValue("default", p.Pod.Name, metric); err == nil {
+				check(p.Pod.Name+" ", metric, v, oldest)
+			}
 		}
 	}
 }
@@ -207,74 +234,5 @@ func TestConcurrentUse(t *testing.T) {
 	store.SetFunction(proxied, nil)
 	if infos := store.List("default"); len(infos) != 1 || infos[0].Name != hello {
 		t.Errorf("List = %v, want hello", infos)
-	}
-}
-
-// benchmarkStore holds 10,000 functions, of which each activator has counted 31 s.
-func benchmarkStore(b *testing.B) *Store {
-	b.Helper()
-	store := NewStore(Intervals{})
-	store.epoch = store.epoch.Add(-time.Minute)
-	acts := make([]Endpoint, 3)
-	for i := range acts {
-		acts[i] = Endpoint{Target: Target{Kind: Activator, Address: fmt.Sprintf("10.0.0.%d:9090", i)}, Ready: true, Expected: true}
-	}
-	store.SetActivators(acts)
-	m := &Measurement{Functions: map[types.NamespacedName]Reading{}}
-	for i := range 10_000 {
-		fn := proxied
-		fn.Name.Name = fmt.Sprintf("function-%05d", i)
-		fn.Rule.Proxied = true
-		store.SetFunction(fn, nil)
-		store.functions[fn.Name].since = 0
-		m.Functions[fn.Name] = Reading{}
-	}
-	now := time.Now()
-	for s := range 31 {
-		for name, r := range m.Functions {
-			r.Started += 10
-			r.BusySeconds += 0.5
-			m.Functions[name] = r
-		}
-		for i := range acts {
-			_ = store.Record(acts[i].Target, now.Add(time.Duration(s-31)*time.Second+time.Duration(i)*100*time.Millisecond), m, nil)
-		}
-	}
-	return store
-}
-
-func BenchmarkValue10kFunctions(b *testing.B) {
-	store := benchmarkStore(b)
-	name := types.NamespacedName{Namespace: "default", Name: "function-05000"}
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := store.Value(name, v1alpha1.RequestsPerSecond); err != nil && b.Elapsed() < 2*time.Second {
-			b.Fatal(err)
-		}
-	}
-}
-
-func BenchmarkList10kFunctions(b *testing.B) {
-	store := benchmarkStore(b)
-	b.ReportAllocs()
-	for b.Loop() {
-		for _, info := range store.List("default") {
-			_, _ = store.Value(info.Name, v1alpha1.RequestsPerSecond)
-		}
-	}
-}
-
-func BenchmarkRecord10kFunctions(b *testing.B) {
-	store := benchmarkStore(b)
-	m := &Measurement{Functions: map[types.NamespacedName]Reading{}}
-	for name := range store.functions {
-		m.Functions[name] = Reading{Started: 1e6}
-	}
-	target := store.activators.Load().live[0].Target
-	at := time.Now()
-	b.ReportAllocs()
-	for b.Loop() {
-		at = at.Add(time.Second)
-		_ = store.Record(target, at, m, nil)
 	}
 }

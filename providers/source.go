@@ -80,8 +80,8 @@ func (src *source) change(do func(*state)) {
 	src.state.Store(&next)
 }
 
-// list takes what discovery says of the target. Most lists say nothing new of most targets.
-func (src *source) list(e *Endpoint, now tick) {
+// list takes what discovery says of the target, and tells whether it is new. Most lists say nothing new of most targets.
+func (src *source) list(e *Endpoint, now tick) bool {
 	src.mu.Lock()
 	defer src.mu.Unlock()
 	last := src.state.Load()
@@ -94,13 +94,17 @@ func (src *source) list(e *Endpoint, now tick) {
 	if next.endpoint != last.endpoint || next.waited != last.waited || next.vacant != last.vacant {
 		src.state.Store(&next)
 	}
+	return next.endpoint != last.endpoint
 }
 
 // says tells whether e, of the same Target, is last.
 func (e *Endpoint) says(last *Endpoint) bool {
-	return last != nil && e.Ready == last.Ready && e.Expected == last.Expected && e.New == last.New &&
-		e.Pod.Kind == last.Pod.Kind && e.Pod.Resource == last.Pod.Resource && e.Pod.Name == last.Pod.Name &&
-		e.Pod.Exists == last.Pod.Exists && maps.Equal(e.Pod.Labels, last.Pod.Labels)
+	return last != nil && e.Ready == last.Ready && e.Expected == last.Expected && e.New == last.New && e.Pod.says(&last.Pod)
+}
+
+func (o *Object) says(last *Object) bool {
+	return o.Kind == last.Kind && o.Resource == last.Resource && o.Name == last.Name && o.Exists == last.Exists &&
+		maps.Equal(o.Labels, last.Labels)
 }
 
 // settle decides whether values wait for the source.

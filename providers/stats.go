@@ -8,7 +8,7 @@ type Stats struct {
 
 // Stats counts what the Store holds now.
 func (s *Store) Stats() Stats {
-	functions := s.functionsOf("")
+	functions := s.functionsOf(s.namespace(""))
 	st := Stats{Functions: len(functions), Activators: len(s.activators.Load().live)}
 	for _, f := range functions {
 		st.Queries += len(*f.queries.Load())

@@ -2,6 +2,7 @@ package providers
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -44,11 +45,10 @@ type Store struct {
 	// fading are the functions of which pods are gone and not forgotten; under setting.
 	fading map[*function]bool
 
-	mu        sync.RWMutex // protects following
-	functions map[types.NamespacedName]*function
-	targets   map[Target]*source
-	// namespaces has the functions of each namespace, and of all under "", in the order of their names.
-	namespaces map[string][]*function
+	mu         sync.RWMutex // protects following
+	functions  map[types.NamespacedName]*function
+	targets    map[Target]*source
+	namespaces map[string]*namespace     // "" is all of them
 	owners     map[objectKey][]*function // by workload and by Service; the lists are never written to
 	pods       map[types.NamespacedName][]*source
 }
@@ -99,7 +99,7 @@ func NewStore(intervals Intervals) *Store {
 		fading:     map[*function]bool{},
 		functions:  map[types.NamespacedName]*function{},
 		targets:    map[Target]*source{},
-		namespaces: map[string][]*function{},
+		namespaces: map[string]*namespace{"": {}},
 		owners:     map[objectKey][]*function{},
 		pods:       map[types.NamespacedName][]*source{},
 	}
@@ -145,14 +145,16 @@ func (s *Store) SetFunction(fn Function, targets []Endpoint) {
 	s.setQueries(f, queries, now)
 	def := &definition{Function: fn}
 	def.info = Info{Name: fn.Name, Labels: fn.Labels, Metrics: metricsOf(fn.Rule, queries), Workload: fn.Workload, Service: fn.Service}
-	if f == old {
-		s.setPods(f, pods, now) // before the definition, by which the retention of the gone is reckoned
+	if f != old || !def.says(old.def.Load()) {
 		s.define(old, f, def)
-		return
 	}
-	f.def.Store(def)
-	s.define(old, f, def)
 	s.setPods(f, pods, now)
+}
+
+// says tells whether def, of the same function by the same Rule, is last.
+func (def *definition) says(last *definition) bool {
+	return def.Window == last.Window && maps.Equal(def.Labels, last.Labels) && def.Workload.says(&last.Workload) &&
+		def.Service.says(&last.Service) && slices.Equal(def.info.Metrics, last.info.Metrics)
 }
 
 // define makes f, with the definition def, the function of its name, in place of old if there was one.
@@ -175,23 +177,27 @@ func (s *Store) define(old, f *function, def *definition) {
 			}
 		}
 	}
-	if old == f {
-		return
+	if old != f {
+		// Not before it can be found: an activator's answer of an earlier time was written without it.
+		f.since = s.tick(time.Now())
+		s.functions[def.Name] = f
+		s.generation.Add(1)
 	}
-	// Not before it can be found: an activator's answer of an earlier time was written without it.
-	f.since = s.tick(time.Now())
-	s.functions[def.Name] = f
-	for _, namespace := range [...]string{def.Name.Namespace, ""} {
-		of := s.namespaces[namespace]
-		i, found := slices.BinarySearchFunc(of, def.Name, (*function).compare)
-		if found {
-			of[i] = f
-		} else {
-			of = slices.Insert(of, i, f)
+	for _, name := range [...]string{def.Name.Namespace, ""} {
+		n := s.namespaces[name]
+		if n == nil {
+			n = &namespace{}
+			s.namespaces[name] = n
 		}
-		s.namespaces[namespace] = of
+		i, found := slices.BinarySearchFunc(n.functions, def.Name, (*function).compare)
+		if found {
+			n.functions[i] = f
+		} else {
+			n.functions = slices.Insert(n.functions, i, f)
+		}
+		n.defined.Add(1)
+		n.peopled.Add(1)
 	}
-	s.generation.Add(1)
 }
 
 // compare orders functions by namespace and name.
@@ -234,13 +240,15 @@ func (s *Store) DeleteFunction(name types.NamespacedName) {
 	s.mu.Lock()
 	delete(s.functions, name)
 	s.disownLocked(f, f.def.Load())
-	for _, namespace := range [...]string{name.Namespace, ""} {
-		of := s.namespaces[namespace]
-		if i, found := slices.BinarySearchFunc(of, name, (*function).compare); found {
-			of = slices.Delete(of, i, i+1)
+	for _, in := range [...]string{name.Namespace, ""} {
+		n := s.namespaces[in]
+		if i, found := slices.BinarySearchFunc(n.functions, name, (*function).compare); found {
+			n.functions = slices.Delete(n.functions, i, i+1)
 		}
-		if s.namespaces[namespace] = of; len(of) == 0 {
-			delete(s.namespaces, namespace)
+		n.defined.Add(1)
+		n.peopled.Add(1)
+		if len(n.functions) == 0 && in != "" {
+			delete(s.namespaces, in)
 		}
 	}
 	s.generation.Add(1)
@@ -273,6 +281,15 @@ func (s *Store) setPods(f *function, endpoints []Endpoint, now tick) {
 	f.pods = g
 	f.mu.Unlock()
 	s.index(change.came, change.went)
+	if change.any {
+		s.mu.RLock()
+		for _, in := range [...]string{f.def.Load().Name.Namespace, ""} {
+			if n := s.namespaces[in]; n != nil {
+				n.peopled.Add(1)
+			}
+		}
+		s.mu.RUnlock()
+	}
 	if len(g.gone) > 0 {
 		s.fading[f] = true
 		s.forgetPods(f, now)
@@ -290,8 +307,11 @@ func (s *Store) setQueries(f *function, endpoints []Endpoint, now tick) {
 	s.index(change.came, change.went)
 }
 
-// turnover is which sources a list added and took away.
-type turnover struct{ came, went []*source }
+// turnover is which sources a list added and took away, and whether it said anything new at all.
+type turnover struct {
+	came, went []*source
+	any        bool
+}
 
 // list returns the group with endpoints as its live sources.
 func (s *Store) list(g group, endpoints []Endpoint, interval time.Duration, f *function, now tick) (group, turnover) {
@@ -324,14 +344,14 @@ func (s *Store) list(g group, endpoints []Endpoint, interval time.Duration, f *f
 			change.came, change.went = append(change.came, src), append(change.went, src)
 		}
 		src.listed = s.lists
-		src.list(e, now)
+		change.any = src.list(e, now) || change.any
 		live = append(live, src)
 	}
 	for _, src := range g.live {
 		if src.listed == s.lists {
 			continue
 		}
-		change.went = append(change.went, src)
+		change.went, change.any = append(change.went, src), true
 		src.goneAt = now
 		src.change(func(st *state) { st.waited = false })
 		if src.Kind != Query && src.state.Load().sampled != never {
