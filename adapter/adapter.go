@@ -153,7 +153,7 @@ func Run(ctx context.Context, o Options) error {
 		o.Server.SecureServing.ServerCert.GeneratedCert = k.serving
 		running.Go(func() { k.run(kept) })
 	}
-	server, err := newServer(o)
+	server, err := newServer(ctx, o)
 	if err != nil {
 		return err
 	}

@@ -77,12 +77,12 @@ func (o *ServerOptions) Validate() []error {
 
 // newServer builds the generic API server, and listens. It is what the library's own builder does, without its
 // self-signed certificates, its in-cluster client and its RESTMapper, which never learns of new kinds.
-func newServer(o Options) (*apiserver.CustomMetricsAdapterServer, error) {
+func newServer(ctx context.Context, o Options) (*apiserver.CustomMetricsAdapterServer, error) {
 	if errs := o.Server.Validate(); len(errs) > 0 {
 		return nil, utilerrors.NewAggregate(errs)
 	}
 	config := genericapiserver.NewRecommendedConfig(apiserver.Codecs)
-	if err := applyOptions(o, config); err != nil {
+	if err := applyOptions(ctx, o, config); err != nil {
 		return nil, err
 	}
 	config.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(definitions, openapinamer.NewDefinitionNamer(apiserver.Scheme))
@@ -111,7 +111,7 @@ func newServer(o Options) (*apiserver.CustomMetricsAdapterServer, error) {
 }
 
 // applyOptions fills in config from the library's options.
-func applyOptions(o Options, config *genericapiserver.RecommendedConfig) error {
+func applyOptions(ctx context.Context, o Options, config *genericapiserver.RecommendedConfig) error {
 	client, err := kubernetes.NewForConfig(o.Config)
 	if err != nil {
 		return fmt.Errorf("client: %w", err)
@@ -139,7 +139,7 @@ func applyOptions(o Options, config *genericapiserver.RecommendedConfig) error {
 	if err := o.Server.Features.ApplyTo(&config.Config, client, config.SharedInformerFactory); err != nil {
 		return fmt.Errorf("features: %w", err)
 	}
-	if err := applyTracing(o.Server.Tracing.ConfigFile, &config.Config); err != nil {
+	if err := applyTracing(ctx, o.Server.Tracing.ConfigFile, &config.Config); err != nil {
 		return fmt.Errorf("tracing: %w", err)
 	}
 	return nil
@@ -147,7 +147,7 @@ func applyOptions(o Options, config *genericapiserver.RecommendedConfig) error {
 
 // applyTracing exports spans as file says, if there is one. It is what TracingOptions.ApplyTo does, which would call
 // this process "apiserver": the name of the API server in front of it, of which a trace has spans too.
-func applyTracing(file string, config *genericapiserver.Config) error {
+func applyTracing(ctx context.Context, file string, config *genericapiserver.Config) error {
 	if file == "" {
 		return nil
 	}
@@ -160,7 +160,7 @@ func applyTracing(file string, config *genericapiserver.Config) error {
 	}
 	names := resource.WithAttributes(
 		attribute.String("service.name", tracingService), attribute.String("service.instance.id", config.APIServerID))
-	config.TracerProvider, err = tracing.NewProvider(context.Background(), tracingConfig, nil, []resource.Option{names})
+	config.TracerProvider, err = tracing.NewProvider(ctx, tracingConfig, nil, []resource.Option{names})
 	return err
 }
 

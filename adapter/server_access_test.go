@@ -174,7 +174,9 @@ func TestTracingFlag(t *testing.T) {
 	go func() { served <- server.Serve(listener) }()
 	t.Cleanup(func() {
 		server.Stop()
-		<-served
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
 	})
 	config := write(t, fmt.Sprintf("apiVersion: apiserver.config.k8s.io/v1\nkind: TracingConfiguration\n"+
 		"endpoint: %s\nsamplingRatePerMillion: 1000000\n", listener.Addr()))
@@ -207,7 +209,7 @@ func TestTracingConfigurationThatIsWrong(t *testing.T) {
 		}
 		flags(t, "--tracing-config-file="+file)(&o)
 		o.Server.SecureServing.BindPort = 0
-		if _, err := newServer(o); err == nil || !strings.Contains(err.Error(), "racing") {
+		if _, err := newServer(t.Context(), o); err == nil || !strings.Contains(err.Error(), "racing") {
 			t.Errorf("%s: error %v, want one of tracing", name, err)
 		}
 	}
