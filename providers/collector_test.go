@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"k8s.io/apimachinery/pkg/types"
@@ -67,7 +70,7 @@ func newCollector(t *testing.T, d Discovery, s Source) (*Collector, *Store, *pro
 	t.Helper()
 	store, registry := NewStore(Intervals{}), prometheus.NewRegistry()
 	c, err := NewCollector(Options{
-		Store: store, Discovery: d, Registerer: registry, Sources: map[Kind]Source{Activator: s, Pod: s},
+		Store: store, Discovery: d, Registerer: registry, Sources: map[Kind]Source{Activator: s, Pod: s, Query: s},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -257,6 +260,153 @@ func TestFailedDiscoveryEndsRun(t *testing.T) {
 		}), &sourceFunc{answer: func(context.Context, Target) (*Measurement, error) { return &Measurement{}, nil }})
 		if err := c.Run(t.Context()); !errors.Is(err, want) {
 			t.Errorf("Run = %v, want %v", err, want)
+		}
+	})
+}
+
+// TestQueriesAreAsked by their own interval, and a failing one tells so once.
+func TestQueriesAreAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := ask("depth", "a")
+		source := &sourceFunc{answer: func(_ context.Context, t Target) (*Measurement, error) {
+			if t.Kind == Query {
+				return &Measurement{Value: -1}, nil
+			}
+			return &Measurement{}, nil
+		}}
+		c, store, registry := newCollector(t, discoveryFunc(func(ctx context.Context, sink Sink) error {
+			sink.SetActivators(activators(1))
+			sink.SetFunction(proxied, []Endpoint{q})
+			sink.Synced()
+			<-ctx.Done()
+			return nil
+		}), source)
+		lines := &logLines{}
+		ctx, cancel := context.WithTimeout(logr.NewContext(t.Context(), lines.logger()), time.Minute-time.Nanosecond)
+		defer cancel()
+		if err := c.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(source.times(q.Target)); got != 6 {
+			t.Errorf("asked %d times in a minute, want 6", got)
+		}
+		if got := testutil.ToFloat64(c.metrics.scrapes.WithLabelValues("query", "invalid")); got != 6 {
+			t.Errorf("%v invalid answers counted, want 6: what the Store refuses counts too", got)
+		}
+		if lines.n != 1 || !strings.Contains(lines.last, "depth") {
+			t.Errorf("%d lines logged, want one; the last is %s", lines.n, lines.last)
+		}
+		if st := store.Stats(); st.Queries != 1 {
+			t.Errorf("%d queries, want 1", st.Queries)
+		}
+		want := `# HELP sluice_adapter_targets Targets that are measured, by kind.
+# TYPE sluice_adapter_targets gauge
+sluice_adapter_targets{kind="activator"} 1
+sluice_adapter_targets{kind="pod"} 0
+sluice_adapter_targets{kind="query"} 1
+`
+		if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "sluice_adapter_targets"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// logLines counts what is logged.
+type logLines struct {
+	mu   sync.Mutex // protects following
+	n    int
+	last string
+}
+
+func (l *logLines) logger() logr.Logger {
+	return funcr.New(func(_, args string) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.n++
+		l.last = args
+	}, funcr.Options{Verbosity: 1})
+}
+
+// TestManyTargetsThatFailDoNotFloodTheLog: thousands of pods that fail and work by turns.
+func TestManyTargetsThatFailDoNotFloodTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 2000
+		pods := make([]Endpoint, n)
+		for i := range pods {
+			pods[i] = pod(i, 0).Endpoint
+		}
+		var mu sync.Mutex
+		calls := map[Target]int{}
+		c, _, _ := newCollector(t, discoveryFunc(func(ctx context.Context, sink Sink) error {
+			sink.SetFunction(direct, pods)
+			sink.Synced()
+			<-ctx.Done()
+			return nil
+		}), measureFunc(func(_ context.Context, t Target) (*Measurement, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if calls[t]++; calls[t]%2 == 1 {
+				return nil, syscall.ECONNREFUSED
+			}
+			return &Measurement{}, nil
+		}))
+		lines := &logLines{}
+		ctx, cancel := context.WithTimeout(logr.NewContext(t.Context(), lines.logger()), time.Minute)
+		defer cancel()
+		if err := c.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if lines.n > 70 {
+			t.Errorf("%d lines in a minute, want at most 10 in 10 s", lines.n)
+		}
+		if lines.n < 10 || len(calls) != n {
+			t.Errorf("%d lines of %d pods that were asked, want some of %d", lines.n, len(calls), n)
+		}
+	})
+}
+
+func TestLogLimit(t *testing.T) {
+	var l logLimit
+	now := time.Now()
+	written := 0
+	for range 1000 {
+		if write, omitted := l.take(now); write {
+			written++
+			if omitted != 0 {
+				t.Errorf("%d omitted before the limit", omitted)
+			}
+		}
+	}
+	if written != 10 {
+		t.Errorf("%d lines at once, want 10", written)
+	}
+	if write, omitted := l.take(now.Add(10 * time.Second)); !write || omitted != 990 {
+		t.Errorf("after 10 s: %t with %d omitted, want a line that says 990", write, omitted)
+	}
+}
+
+func TestATargetThatIsListedTwiceIsAskedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &sourceFunc{answer: func(context.Context, Target) (*Measurement, error) { return &Measurement{}, nil }}
+		one := activators(1)
+		c, store, _ := newCollector(t, discoveryFunc(func(ctx context.Context, sink Sink) error {
+			for range 2 {
+				sink.SetActivators(append(one, one...))
+			}
+			sink.Synced()
+			<-ctx.Done()
+			return nil
+		}), source)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second-time.Nanosecond)
+		defer cancel()
+		if err := c.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(source.times(one[0].Target)); got != 10 || source.overlap {
+			t.Errorf("asked %d times in 10 s, at once: %t; want 10, one by one", got, source.overlap)
+		}
+		if st := store.Stats(); st.Activators != 1 {
+			t.Errorf("%d activators, want 1", st.Activators)
 		}
 	})
 }
