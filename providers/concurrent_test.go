@@ -239,6 +239,23 @@ func (w *world) list0(a Endpoint) {
 	w.store.SetFunction(w.fn, nil)
 }
 
+// TestTargetsOfAnotherKind are left out, and asking them all the same does no harm.
+func TestTargetsOfAnotherKind(t *testing.T) {
+	store := NewStore(Intervals{})
+	mixed := []Endpoint{activators(1)[0], pod(1, 0).Endpoint, ask("depth", "a")}
+	store.SetActivators(mixed)
+	store.SetFunction(direct, mixed)
+	for _, e := range mixed {
+		if err := store.Record(e.Target, time.Now(), &Measurement{}, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	want := Stats{Functions: 1, Activators: 1, Pods: 1, Queries: 1, Series: 1}
+	if got := store.Stats(); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
 // TestWhatIsGoneIsForgotten bounds what the Store keeps: by time without another list, and by count.
 func TestWhatIsGoneIsForgotten(t *testing.T) {
 	inWorld(t, direct, func(w *world) {

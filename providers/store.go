@@ -258,8 +258,9 @@ func (s *Store) DeleteFunction(name types.NamespacedName) {
 	delete(s.fading, f)
 }
 
-// SetActivators names all activators.
+// SetActivators names all activators. A target of another kind is left out.
 func (s *Store) SetActivators(activators []Endpoint) {
+	activators = slices.DeleteFunc(slices.Clone(activators), func(e Endpoint) bool { return e.Kind != Activator })
 	s.setting.Lock()
 	defer s.setting.Unlock()
 	now := s.tick(time.Now())
