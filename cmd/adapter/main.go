@@ -45,9 +45,9 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 	flags.DurationVar(&o.intervals.Pod, "pod-interval", 2*time.Second,
 		"how often each pod that counts its own requests is measured; 5s is for thousands of them")
 	flags.DurationVar(&o.intervals.Query, "query-interval", 10*time.Second, "how often each query of a Function is asked")
-	flags.StringArrayVar(&o.allow, "prometheus-allow", nil,
-		"`server` that Functions may query: a host, with or without a port, or a URL; repeat for more. Without any, all "+
-			"servers but those at loopback and link-local addresses")
+	flags.StringSliceVar(&o.allow, "prometheus-allow", nil,
+		"`servers` that Functions may query, separated by commas: hosts, with or without a port, or URLs. Without any, all "+
+			"but those at loopback and link-local addresses")
 	flags.DurationVar(&o.adapter.DrainDelay, "drain-delay", 5*time.Second,
 		"how long to go on serving after SIGTERM, while readiness fails")
 	o.adapter.AddFlags(flags)

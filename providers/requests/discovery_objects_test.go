@@ -83,8 +83,13 @@ func TestDiscoveryOfStatefulSet(t *testing.T) {
 // workload again when the older one has gone.
 func TestSupersededOwnsNoObjects(t *testing.T) {
 	fn := function(func(fn *v1alpha1.Function) { fn.Status.Conditions = superseded(true) })
-	s := newStory(t, fn, &appsv1.Deployment{ObjectMeta: labelled("hello", "d", nil)})
+	pods := slice("default", "hello", 8080, "http", endpoint("10.0.0.1", true, true, false))
+	s := newStory(t, fn, pods, &appsv1.Deployment{ObjectMeta: labelled("hello", "d", nil)})
 	s.eventuallyObjects("superseded", providers.Object{}, providers.Object{})
+	pod := podEndpoint("10.0.0.1:8080", "/m", true, true, false)
+	own := pod.Pod
+	pod.Pod = providers.Object{}
+	s.eventuallyPods("its pods are measured, and are the older one's", pod)
 	if got := s.sink.functions[hello]; !got.Rule.ByPods {
 		t.Errorf("function = %+v; want it told, with who counts", got)
 	}
@@ -94,6 +99,8 @@ func TestSupersededOwnsNoObjects(t *testing.T) {
 	s.eventuallyObjects("no longer",
 		providers.Object{Kind: deploymentKind, Resource: deploymentResource, Name: "hello", Exists: true},
 		providers.Object{Kind: serviceKind, Resource: serviceResource, Name: "hello"})
+	pod.Pod = own
+	s.eventuallyPods("no longer", pod)
 }
 
 func TestDiscoveryFollowsLabelsOfPods(t *testing.T) {

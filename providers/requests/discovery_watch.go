@@ -270,15 +270,18 @@ func (w *watcher) describe(fn *v1alpha1.Function, function *providers.Function, 
 	workload, service := objectsOf(fn)
 	describe(&workload, "")
 	describe(&service, "")
-	if fn.IsSuperseded() {
-		// The values of the workload and its Service are those of the older function. What this one names is followed
-		// all the same: it is not superseded for ever.
-		workload, service = providers.Object{}, providers.Object{}
-	}
-	function.Workload, function.Service = workload, service
 	for i := range pods {
 		describe(&pods[i].Pod, pods[i].UID)
 	}
+	if fn.IsSuperseded() {
+		// The values of these objects are those of the older function. What this one names is followed all the same: it is
+		// not superseded for ever.
+		workload, service = providers.Object{}, providers.Object{}
+		for i := range pods {
+			pods[i].Pod = providers.Object{}
+		}
+	}
+	function.Workload, function.Service = workload, service
 	return names
 }
 

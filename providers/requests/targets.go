@@ -44,7 +44,7 @@ func podEndpoints(fn *v1alpha1.Function, function providers.Function, slices []*
 	}
 	var endpoints []providers.Endpoint
 	for _, p := range v1alpha1.PodEndpoints(slices, servicePort(fn, slices)) {
-		port := cmp.Or(rule.Port, rule.Scrape.PresetPort(), p.Port)
+		port := cmp.Or(rule.Port, p.Port)
 		if port == 0 {
 			continue // nothing is known to listen there yet
 		}
