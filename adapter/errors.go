@@ -31,7 +31,7 @@ func checkForm(resource schema.GroupResource, namespace, name string) error {
 		return notFound("metrics of a namespace are at %smetrics/METRIC", form)
 	case resource == namespaces:
 		return nil
-	case namespace == "" && (name != "*" || resource == pods):
+	case namespace == "" && name != "*":
 		return notFound("%s are namespaced: read %s%s/%s/METRIC", resource, form, resource, name)
 	case namespace == "*":
 		return notFound("* is no namespace: leave out namespaces/*, or name one")

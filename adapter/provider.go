@@ -30,7 +30,8 @@ type Reader interface {
 	// Owner tells of the function whose workload or Service the object is. The error is providers.ErrNoFunction or a
 	// *providers.Ambiguous.
 	Owner(namespace string, resource schema.GroupResource, name string) (providers.Info, error)
-	// Pods tells of all pods in a namespace that count their own requests, in the order of their names.
+	// Pods tells of all pods in a namespace, or in all where it is empty, that count their own requests, in the order of
+	// their names.
 	Pods(namespace string) []providers.PodInfo
 	// PodValue returns a metric of one pod. The error is providers.ErrNoPod, a *providers.Ambiguous or a
 	// *providers.Unknown.
@@ -150,13 +151,14 @@ func (p functionMetrics) pods(
 	}
 	var unknown error
 	answer := &custom_metrics.MetricValueList{}
-	previous := ""
+	var previous types.NamespacedName
 	for _, pod := range p.reader.Pods(namespace) {
-		if pod.Pod.Name == previous || selector != nil && !selector.Matches(labels.Set(pod.Pod.Labels)) {
+		name := types.NamespacedName{Namespace: pod.Function.Namespace, Name: pod.Pod.Name}
+		if name == previous || selector != nil && !selector.Matches(labels.Set(pod.Pod.Labels)) {
 			continue // a pod of two functions is listed twice
 		}
-		previous = pod.Pod.Name
-		switch v, err := p.pod(types.NamespacedName{Namespace: namespace, Name: pod.Pod.Name}, metric); {
+		previous = name
+		switch v, err := p.pod(name, metric); {
 		case err == nil:
 			answer.Items = append(answer.Items, *v)
 		case unknown == nil:
@@ -169,8 +171,7 @@ func (p functionMetrics) pods(
 	case unknown != nil:
 		return nil, unknown
 	}
-	return nil, notFound("no pod in namespace %s that matches %q counts its own requests: %s", namespace,
-		labelsOf(selector), podsCount)
+	return nil, notFound("no pod %s that matches %q counts its own requests: %s", in(namespace), labelsOf(selector), podsCount)
 }
 
 // sum answers for a namespace: the sum over its functions. A function of which nobody counts the metric has no part in

@@ -3,6 +3,7 @@ package adapter
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -402,6 +403,7 @@ func TestGetMetricBySelector(t *testing.T) {
 			name: "pods that are known", resource: "pods", namespace: "default", labels: "app=a",
 			want: []string{"Pod default/awake-1", "Pod default/awake-3"},
 		},
+		{name: "pods of all namespaces", resource: "pods", want: []string{"Pod default/awake-1", "Pod default/awake-3"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -451,10 +453,6 @@ func TestGetMetricBySelectorExplainsWhatItCannotAnswer(t *testing.T) {
 			want: "* is no namespace: leave out namespaces/*, or name one",
 		},
 		{
-			name: "pods of all namespaces", resource: "pods", code: 404, metric: v1alpha1.RequestsPerSecond,
-			want: "pods are namespaced: read /apis/custom.metrics.k8s.io/v1beta2/namespaces/NAMESPACE/pods/*/METRIC",
-		},
-		{
 			name: "pods of nobody", resource: "pods", namespace: "default", labels: "app=zzz", code: 404, metric: v1alpha1.RequestsPerSecond,
 			want: `no pod in namespace default that matches "app=zzz" counts its own requests: only pods do that a Function in ` +
 				"mode Direct finds by its Service, with spec.traffic.podMetrics",
@@ -480,6 +478,49 @@ func TestGetMetricBySelectorExplainsWhatItCannotAnswer(t *testing.T) {
 				selector(t, tt.selector))
 			refused(t, list == nil, err, tt.code, tt.want)
 		})
+	}
+}
+
+// TestStore asks a real Store, of which the fakeReader has to be a likeness.
+func TestStore(t *testing.T) {
+	store := providers.NewStore(providers.Intervals{})
+	for _, name := range []string{"hello", "twin"} {
+		store.SetFunction(providers.Function{
+			Name: named(name), Window: v1alpha1.DefaultWindow, Rule: providers.Rule{Proxied: true},
+			Workload: deployment(name, map[string]string{"app": name}), Service: service("shared", nil),
+		}, nil)
+	}
+	const unknown = "requests_per_second of Function default/hello%s is unknown: no activator is listed, so nobody knows what " +
+		"happens at the gate"
+	tests := []struct {
+		resource schema.GroupResource
+		object   types.NamespacedName
+		metric   string
+		code     int32
+		want     string
+	}{
+		{v1alpha1.FunctionResource, named("hello"), v1alpha1.RequestsPerSecond, 503, fmt.Sprintf(unknown, "")},
+		{deployment("", nil).Resource, named("hello"), v1alpha1.RequestsPerSecond, 503, fmt.Sprintf(unknown, " (for Deployment default/hello)")},
+		{namespaces, types.NamespacedName{Name: "default"}, v1alpha1.RequestsPerSecond, 503, fmt.Sprintf(unknown, "")},
+		{
+			service("", nil).Resource, named("shared"), v1alpha1.RequestsPerSecond, 404, "services default/shared has no metric of " +
+				"its own: it belongs to 2 functions, default/hello, default/twin: ask for one of them, as functions.sluice.dev",
+		},
+		{
+			v1alpha1.FunctionResource, named("hello"), "latency", 404,
+			"Function default/hello has no metric latency, it has requests_per_second, requests_in_flight, idle_seconds",
+		},
+		{v1alpha1.FunctionResource, named("helo"), "latency", 404, "there is no Function default/helo"},
+		{pods, named("hello-1"), v1alpha1.RequestsPerSecond, 404, "Pod default/hello-1 does not count its own requests: " + podsCount},
+	}
+	for _, tt := range tests {
+		v, err := functionMetrics{store}.GetMetricByName(t.Context(), tt.object,
+			provider.CustomMetricInfo{GroupResource: tt.resource, Metric: tt.metric}, nil)
+		refused(t, v == nil, err, tt.code, tt.want)
+	}
+	list, err := functionMetrics{store}.GetMetricBySelector(t.Context(), "", nil, metric(v1alpha1.IdleSeconds), nil)
+	if err != nil || len(list.Items) != 0 {
+		t.Errorf("list = %+v, %v; want none that is known", list, err)
 	}
 }
 
