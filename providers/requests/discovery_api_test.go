@@ -22,6 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
@@ -335,4 +337,38 @@ func populate(t testing.TB, api *apiServer, i int) {
 	empty.Labels[discoveryv1.LabelServiceName] = name
 	api.set(t, "ADDED", sliceKind, empty)
 	api.set(t, "ADDED", podKind, &metav1.PartialObjectMetadata{ObjectMeta: described("other-" + name + "-7c5ddbdf54-x8k2p")})
+}
+
+// A change costs the same look at its function, however many others there are.
+func BenchmarkChange(b *testing.B) {
+	for _, n := range []int{100, 5000} {
+		b.Run(fmt.Sprint("functions=", n), func(b *testing.B) {
+			api := newAPIServer(b)
+			for i := range n {
+				populate(b, api, i)
+			}
+			watched, err := cache.New(&rest.Config{Host: api.URL, QPS: -1}, cacheOptions(api.mapper))
+			if err != nil {
+				b.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(b.Context())
+			done := make(chan error, 1)
+			b.Cleanup(func() {
+				cancel()
+				<-done
+			})
+			w := newWatcher(watched, "sluice-system", newRecorder())
+			go func() { done <- watched.Start(ctx) }()
+			if synced := w.watch(ctx, watched); !toolscache.WaitForCacheSync(ctx.Done(), synced...) {
+				b.Fatal("not synced")
+			}
+			changed := ref{functionKind, types.NamespacedName{Namespace: "default", Name: "function-7"}}
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := w.apply(ctx, changed); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
