@@ -30,7 +30,7 @@ func gates(ctx context.Context, addresses []string, functions int) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	for _, address := range addresses {
-		listener, err := net.Listen("tcp", address)
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if err != nil {
 			return err
 		}

@@ -39,7 +39,7 @@ func measure(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = w.stop() }()
+	defer func() { _ = w.stop(ctx) }()
 	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(out, "functions\twhat\tadapter p50\tfloor p50\tratio\tadapter p99\tfloor p99\tratio\t")
 	have := 0
@@ -57,22 +57,22 @@ func measure(ctx context.Context, o options) error {
 
 // measureWith measures with n functions, in processes that have seen nothing else.
 func measureWith(ctx context.Context, o options, w *world, n int, out *tabwriter.Writer) error {
-	addresses, err := freeAddresses(5)
+	addresses, err := freeAddresses(ctx, 5)
 	if err != nil {
 		return err
 	}
 	activators := strings.Join(addresses[2:], ",")
-	seen, err := start("gates", "-address", activators, "-functions", fmt.Sprint(n))
+	seen, err := start(ctx, "gates", "-address", activators, "-functions", fmt.Sprint(n))
 	if err != nil {
 		return err
 	}
 	defer seen.stop()
-	subject, err := w.serve("subject", addresses[0], "-gates", activators)
+	subject, err := w.serve(ctx, "subject", addresses[0], "-gates", activators)
 	if err != nil {
 		return err
 	}
 	defer subject.stop()
-	floor, err := w.serve("floor", addresses[1])
+	floor, err := w.serve(ctx, "floor", addresses[1])
 	if err != nil {
 		return err
 	}
@@ -115,8 +115,8 @@ func value(function int) string {
 }
 
 // serve starts a server in a role, and a client for it that keeps one connection, as the API server's does.
-func (w *world) serve(role, address string, args ...string) (*server, error) {
-	p, err := start(role, append([]string{"-address", address, "-kubeconfig", w.cluster.Kubeconfig()}, args...)...)
+func (w *world) serve(ctx context.Context, role, address string, args ...string) (*server, error) {
+	p, err := start(ctx, role, append([]string{"-address", address, "-kubeconfig", w.cluster.Kubeconfig()}, args...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -17,23 +17,26 @@ import (
 type process struct {
 	name string
 	cmd  *exec.Cmd
-	done chan error
+	done chan struct{}
 }
 
 // start runs the program itself in a role.
-func start(role string, args ...string) (*process, error) {
+func start(ctx context.Context, role string, args ...string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	p := &process{name: role, cmd: exec.Command(self, append([]string{"-role", role}, args...)...), done: make(chan error, 1)}
+	p := &process{name: role, cmd: exec.CommandContext(ctx, self, append([]string{"-role", role}, args...)...), done: make(chan struct{})}
 	p.cmd.Stderr = os.Stderr
 	// It does not outlive the benchmark, however that ends.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", role, err)
 	}
-	go func() { p.done <- p.cmd.Wait() }()
+	go func() {
+		defer close(p.done)
+		_ = p.cmd.Wait() // it is ended by a signal
+	}()
 	return p, nil
 }
 
@@ -91,10 +94,10 @@ func (p *process) resident() (now, most int64, err error) {
 }
 
 // freeAddresses are addresses of loopback on which nothing listens.
-func freeAddresses(n int) ([]string, error) {
+func freeAddresses(ctx context.Context, n int) ([]string, error) {
 	var addresses []string
 	for range n {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}

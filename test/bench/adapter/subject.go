@@ -40,7 +40,7 @@ func subject(ctx context.Context, kubeconfig, address string, activators []strin
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", address)
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}

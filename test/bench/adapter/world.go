@@ -53,12 +53,13 @@ func newWorld(ctx context.Context, state string) (*world, error) {
 	}
 	w := &world{cluster: c}
 	if err := w.prepare(ctx, root); err != nil {
-		return nil, errors.Join(err, w.stop())
+		return nil, errors.Join(err, w.stop(ctx))
 	}
 	return w, nil
 }
 
-func (w *world) stop() error { return w.cluster.Stop(context.Background()) }
+// stop ends it, also when ctx has ended.
+func (w *world) stop(ctx context.Context) error { return w.cluster.Stop(context.WithoutCancel(ctx)) }
 
 func (w *world) prepare(ctx context.Context, root string) error {
 	crd := filepath.Join(root, "manifests", "crd", "functions.yaml")
