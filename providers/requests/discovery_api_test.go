@@ -355,7 +355,9 @@ func BenchmarkChange(b *testing.B) {
 			done := make(chan error, 1)
 			b.Cleanup(func() {
 				cancel()
-				<-done
+				if err := <-done; err != nil {
+					b.Error(err)
+				}
 			})
 			w := newWatcher(watched, "sluice-system", newRecorder())
 			go func() { done <- watched.Start(ctx) }()
