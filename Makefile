@@ -90,7 +90,7 @@ runtimes: ## capture anew what the presets' runtimes expose (Python, Node, JDK w
 	@go test -count=1 -run TestPresets ./providers/requests
 
 .PHONY: bench-adapter
-bench-adapter: ## the adapter beside its floor, with FUNCTIONS=10000, READS=20000, IDLE=60s; no root (6 minutes)
+bench-adapter: ## the adapter beside its floor, with FUNCTIONS=10000, READS=20000, IDLE=60s; no root
 	@$(CLUSTER) build -dir $(STATE)
 	@go -C test/bench build -o $(BUILD)/bench-adapter ./adapter
 	@cd test/bench && $(BUILD)/bench-adapter -state $(STATE) -functions $(or $(FUNCTIONS),10000) -reads $(or $(READS),20000) -idle $(or $(IDLE),60s)
