@@ -23,6 +23,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	custommetrics "k8s.io/metrics/pkg/apis/custom_metrics/v1beta2"
+	externalmetrics "k8s.io/metrics/pkg/apis/external_metrics/v1beta1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
@@ -91,39 +92,48 @@ func (s *story) get(obj client.Object, name string) {
 // workload creates the sample function's Deployment and Service under name.
 func (s *story) workload(name string, replicas int32) {
 	s.Helper()
-	labels := map[string]string{"app": name}
-	no, yes, uid := false, true, int64(65532)
+	template := s.template(name)
 	s.create(&appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: appsv1.DeploymentSpec{
-			Replicas: &replicas,
-			Selector: &metav1.LabelSelector{MatchLabels: labels},
-			Template: corev1.PodTemplateSpec{
-				ObjectMeta: metav1.ObjectMeta{Labels: labels},
-				Spec: corev1.PodSpec{
-					AutomountServiceAccountToken: &no,
-					Containers: []corev1.Container{{
-						Name:            "function",
-						Image:           "docker.io/sluice/function:dev",
-						ImagePullPolicy: corev1.PullNever,
-						Ports:           []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}},
-						ReadinessProbe: &corev1.Probe{
-							ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}},
-							PeriodSeconds: 1,
-						},
-						// Without it a pod dies at once when it is told to, while kube-proxy still sends to it.
-						Lifecycle:       &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 5}}},
-						Resources:       corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("5m")}},
-						SecurityContext: &corev1.SecurityContext{RunAsNonRoot: &yes, RunAsUser: &uid},
-					}},
-				},
-			},
+			Replicas: &replicas, Template: template, Selector: &metav1.LabelSelector{MatchLabels: template.Labels},
 		},
 	})
+	s.service(name)
+}
+
+// template is the sample function's pod.
+func (s *story) template(name string) corev1.PodTemplateSpec {
+	no, yes, uid := false, true, int64(65532)
+	return corev1.PodTemplateSpec{
+		ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": name}},
+		Spec: corev1.PodSpec{
+			AutomountServiceAccountToken: &no,
+			Containers: []corev1.Container{{
+				Name:            "function",
+				Image:           "docker.io/sluice/function:dev",
+				ImagePullPolicy: corev1.PullNever,
+				Ports:           []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}},
+				ReadinessProbe: &corev1.Probe{
+					ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}},
+					PeriodSeconds: 1,
+				},
+				// Without it a pod dies at once when it is told to, while kube-proxy still sends to it.
+				Lifecycle:       &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 5}}},
+				Resources:       corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("5m")}},
+				SecurityContext: &corev1.SecurityContext{RunAsNonRoot: &yes, RunAsUser: &uid},
+			}},
+		},
+	}
+}
+
+// service creates the Service in front of the pods of name.
+func (s *story) service(name string) {
+	s.Helper()
 	s.create(&corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.ServiceSpec{
-			Selector: labels,
+			Selector: map[string]string{"app": name},
 			Ports:    []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}},
 		},
 	})
@@ -309,31 +319,56 @@ func (s *story) mustAnswer(url, host string) answer {
 	return a
 }
 
-// metric reads one metric of a function as `kubectl get --raw` does.
+// metric reads one metric of a function.
 func (s *story) metric(ctx context.Context, function, name string) (float64, error) {
-	path := fmt.Sprintf("/apis/custom.metrics.k8s.io/v1beta2/namespaces/%s/functions.sluice.dev/%s/%s", s.namespace, function, name)
+	return s.customValue(ctx, fmt.Sprintf(
+		"/apis/custom.metrics.k8s.io/v1beta2/namespaces/%s/functions.sluice.dev/%s/%s", s.namespace, function, name))
+}
+
+// customValue reads a metric of which there is one item.
+func (s *story) customValue(ctx context.Context, path string) (float64, error) {
+	var list custommetrics.MetricValueList
+	if err := s.read(ctx, path, &list); err != nil {
+		return 0, err
+	}
+	if len(list.Items) != 1 {
+		return 0, fmt.Errorf("%s: %d items", path, len(list.Items))
+	}
+	return list.Items[0].Value.AsApproximateFloat64(), nil
+}
+
+// externalValue does the same of an external metric.
+func (s *story) externalValue(ctx context.Context, path string) (float64, error) {
+	var list externalmetrics.ExternalMetricValueList
+	if err := s.read(ctx, path, &list); err != nil {
+		return 0, err
+	}
+	if len(list.Items) != 1 {
+		return 0, fmt.Errorf("%s: %d items", path, len(list.Items))
+	}
+	return list.Items[0].Value.AsApproximateFloat64(), nil
+}
+
+// read is `kubectl get --raw`.
+func (s *story) read(ctx context.Context, path string, into any) error {
 	raw, err := s.kube.Discovery().RESTClient().Get().AbsPath(path).DoRaw(ctx)
 	if err != nil {
 		var status apierrors.APIStatus
 		if errors.As(err, &status) {
-			return 0, fmt.Errorf("%s: %s: %s", name, status.Status().Message, raw)
+			return fmt.Errorf("%s: %s: %s", path, status.Status().Message, raw)
 		}
-		return 0, err
+		return fmt.Errorf("%s: %w", path, err)
 	}
-	var list custommetrics.MetricValueList
-	if err := json.Unmarshal(raw, &list); err != nil {
-		return 0, fmt.Errorf("%s: %w in %s", name, err, raw)
+	if err := json.Unmarshal(raw, into); err != nil {
+		return fmt.Errorf("%s: %w in %s", path, err, raw)
 	}
-	if len(list.Items) != 1 {
-		return 0, fmt.Errorf("%s: %d items in %s", name, len(list.Items), raw)
-	}
-	return list.Items[0].Value.AsApproximateFloat64(), nil
+	return nil
 }
 
 // awaitCondition waits for a condition whose message holds each of the words.
 func (s *story) awaitCondition(function, condition string, status metav1.ConditionStatus, reason string, words ...string) {
 	s.Helper()
-	eventually(s.T, 20*time.Second, fmt.Sprintf("condition %s=%s/%s of %s", condition, status, reason, function), func(ctx context.Context) string {
+	eventually(s.T, 60*time.Second, fmt.Sprintf("condition %s=%s/%s of %s", condition, status, reason, function), func(ctx context.Context) string {
 		var fn v1alpha1.Function
 		if err := s.client.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: function}, &fn); err != nil {
 			return err.Error()

@@ -38,6 +38,9 @@ func TestStories(t *testing.T) {
 		w.story(t, "OwnHPAs", ownHPAs)
 		w.story(t, "OwnHPAToZero", ownHPAToZero)
 		w.story(t, "OwnHPATold", ownHPATold)
+		w.story(t, "ColdStartStatefulSet", coldStartStatefulSet)
+		w.story(t, "ScalesOnQueue", scalesOnQueue)
+		w.story(t, "ScalesOnQuery", scalesOnQuery)
 	})
 	// Alone on the machine, because they are about moments.
 	t.Run("sleep", func(t *testing.T) {
@@ -46,6 +49,7 @@ func TestStories(t *testing.T) {
 	})
 	t.Run("failures", func(t *testing.T) {
 		w.serial(t, "AdapterRollsLosingNoRead", adapterRolls)
+		w.serial(t, "BesidePrometheusAdapter", besidePrometheusAdapter)
 		w.serial(t, "WithoutAdapterNothingScalesDown", withoutAdapter)
 		w.serial(t, "WithoutScalerItStillWakes", withoutScaler)
 		w.serial(t, "ActivatorLeavesLosingNothing", activatorLeaves)

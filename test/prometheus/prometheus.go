@@ -1,5 +1,5 @@
 // Package prometheus runs a real Prometheus server for tests: it finds or fetches the program, and starts and stops it
-// on loopback with data of its own. Nothing is installed.
+// with data of its own. Nothing is installed.
 package prometheus
 
 import (
@@ -88,7 +88,7 @@ type Options struct {
 	Binary string
 	// Dir takes configuration, data and log, and is the same for a server that is started again. Required.
 	Dir string
-	// Address on loopback, host:port. Default: a free one.
+	// Address to listen on, host:port. Default: a free port of loopback.
 	Address string
 	// Targets that are scraped every second.
 	Targets []Target

@@ -4,6 +4,7 @@ package integration
 
 import (
 	"context"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -46,10 +49,92 @@ func TestAdmission(t *testing.T) {
 			}
 		})
 	}
+	t.Run("values that Go cannot hold", func(t *testing.T) { testUnreadable(t, admit) })
+}
+
+// testUnreadable: what is admitted must be readable by all components. A single Function that is not would end their
+// watches of all Functions, in whatever namespace it is.
+func testUnreadable(t *testing.T, admit func(context.Context, client.Object) error) {
+	for _, tt := range []struct {
+		path  string // of the field, below spec
+		value any
+		want  string // of the refusal
+	}{
+		{"traffic.service.port", int64(99999999999), "spec.traffic.service.port must be"},
+		{"traffic.service.port", int64(-1), "spec.traffic.service.port must be"},
+		{"traffic.service.port", int64(0), "spec.traffic.service.port must be"},
+		{"traffic.service.port", "", "spec.traffic.service.port must be"},
+		{"traffic.service.port", "Läufer", "spec.traffic.service.port must be"},
+		{"scale.behavior.scaleUp.tolerance", "1e1.5", "spec.scale.behavior: tolerance must be"},
+		{"scale.behavior.scaleDown.tolerance", "1e1.5", "spec.scale.behavior: tolerance must be"},
+		{"scale.behavior.scaleDown.tolerance", "1e9999999999", "spec.scale.behavior: tolerance must be"},
+		{"scale.behavior.scaleDown.tolerance", int64(-1), "spec.scale.behavior: tolerance must be"},
+		{"scale.behavior.scaleDown.tolerance", "0.05", ""},
+		{"scale.behavior.scaleDown.tolerance", "50m", ""},
+		{"scale.behavior.scaleDown.tolerance", int64(0), ""},
+		{"metrics.requestRate.target", "1e1.5", "spec.metrics[].requestRate.target must be above 0"},
+		{"metrics.requestRate.target", "1e9999999999", "spec.metrics[].requestRate.target must be above 0"},
+		{"metrics.requestRate.target", "10E", "spec.metrics[].requestRate.target must be above 0"},
+		{"metrics.requestRate.target", int64(math.MaxInt64), "spec.metrics[].requestRate.target must be above 0"},
+		{"metrics.requestRate.target", int64(0), "spec.metrics[].requestRate.target must be above 0"},
+		{"metrics.requestRate.target", "1e-3", ""},
+		{"metrics.requestRate.target", "1P", ""},
+		{"metrics.requestRate.target", "2Ki", ""},
+		{"metrics.requestRate.target", "+.5", ""},
+		{"metrics.requestRate.target", int64(3), ""},
+		{"metrics.concurrency.target", "10E", "spec.metrics[].concurrency.target must be above 0"},
+		{"metrics.prometheus.target", "10E", "spec.metrics[].prometheus.target must be above 0"},
+		{"metrics.prometheus.target", "1e9999999999", "spec.metrics[].prometheus.target must be above 0"},
+		{"metrics.prometheus.activation", "1e9999999999", "spec.metrics[].prometheus.activation must not be below 0"},
+		{"metrics.prometheus.activation", strings.Repeat("9", 400), "spec.metrics[].prometheus.activation must not be below 0"},
+		{"metrics.prometheus.activation", int64(0), ""},
+	} {
+		fn := unread(t, tt.path, tt.value)
+		err := admit(t.Context(), fn)
+		switch {
+		case tt.want == "" && err != nil:
+			t.Errorf("%s: %v is refused: %v", tt.path, tt.value, err)
+		case tt.want != "" && err == nil:
+			t.Errorf("%s: %v is accepted; want refused", tt.path, tt.value)
+		case tt.want != "" && !strings.Contains(err.Error(), tt.want):
+			t.Errorf("%s: %v: the refusal does not say %q: %v", tt.path, tt.value, tt.want, err)
+		}
+		if err != nil {
+			continue
+		}
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(fn.Object, &v1alpha1.Function{}); err != nil {
+			t.Errorf("%s: %v is accepted, and cannot be read: %v", tt.path, tt.value, err)
+		}
+	}
+}
+
+// unread is a Function of mode Proxied with one field set to a value that need not fit its Go type.
+func unread(t *testing.T, path string, value any) *unstructured.Unstructured {
+	t.Helper()
+	metric := map[string]any{"requestRate": map[string]any{"target": "1"}}
+	spec := map[string]any{"scale": map[string]any{"maxReplicas": int64(5)}, "traffic": map[string]any{"mode": "Proxied"}, "metrics": []any{metric}}
+	within, fields := spec, strings.Split(path, ".")
+	if fields[0] == "metrics" {
+		within, fields = metric, fields[1:]
+		if fields[0] != "requestRate" {
+			delete(metric, "requestRate")
+		}
+		if fields[0] == "prometheus" {
+			metric["prometheus"] = map[string]any{"name": "queue", "server": "http://prometheus", "query": "x", "target": "1"}
+		}
+	}
+	if err := unstructured.SetNestedField(within, value, fields...); err != nil {
+		t.Fatal(err)
+	}
+	fn := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
+	fn.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("Function"))
+	fn.SetNamespace("default")
+	fn.SetName("hello")
+	return fn
 }
 
 // startAPIServer starts a control plane that knows Functions, and returns a dry run of creating one.
-func startAPIServer(t *testing.T) func(context.Context, *v1alpha1.Function) error {
+func startAPIServer(t *testing.T) func(context.Context, client.Object) error {
 	t.Helper()
 	if *state == "" {
 		t.Fatal("run these with `make integration`: the flag -state is missing")
@@ -86,7 +171,7 @@ func startAPIServer(t *testing.T) func(context.Context, *v1alpha1.Function) erro
 	if err != nil {
 		t.Fatalf("the API server refuses the CRD: %v\n%s", err, out)
 	}
-	admit := func(ctx context.Context, fn *v1alpha1.Function) error { return api.Create(ctx, fn, client.DryRunAll) }
+	admit := func(ctx context.Context, fn client.Object) error { return api.Create(ctx, fn, client.DryRunAll) }
 	eventually(t, 30*time.Second, "Functions to be served", func(ctx context.Context) string {
 		if err := admit(ctx, edited(func(*v1alpha1.Function) {})); err != nil {
 			return err.Error()
