@@ -1,6 +1,7 @@
 package adapter
 
 import (
+	"cmp"
 	"math"
 	"testing"
 	"time"
@@ -31,10 +32,7 @@ func TestGetExternalMetric(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			info := provider.ExternalMetricInfo{Metric: tt.metric}
-			if info.Metric == "" {
-				info.Metric = v1alpha1.RequestsPerSecond
-			}
+			info := provider.ExternalMetricInfo{Metric: cmp.Or(tt.metric, v1alpha1.RequestsPerSecond)}
 			list, err := functionMetrics{functions}.GetExternalMetric(t.Context(), tt.namespace, selector(t, tt.labels), info)
 			if err != nil {
 				t.Fatal(err)
@@ -103,10 +101,7 @@ func TestGetExternalMetricIsNeverASmallerSum(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			info := provider.ExternalMetricInfo{Metric: tt.metric}
-			if info.Metric == "" {
-				info.Metric = v1alpha1.RequestsPerSecond
-			}
+			info := provider.ExternalMetricInfo{Metric: cmp.Or(tt.metric, v1alpha1.RequestsPerSecond)}
 			list, err := functionMetrics{functions}.GetExternalMetric(t.Context(), tt.namespace, selector(t, tt.labels), info)
 			refused(t, list == nil, err, tt.code, tt.want)
 		})

@@ -5,71 +5,26 @@ import (
 	"net/http/httptest"
 	"testing"
 
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/endpoints/request"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
-	"github.com/sluice-dev/sluice/providers"
 )
 
 // routeWorld is a namespace with function hello, whose Deployment has another name and whose Service it shares with
 // function twin. Pod hello-1 counts its own requests.
-type routeWorld struct{}
-
-var (
-	deployments = schema.GroupResource{Group: "apps", Resource: "deployments"}
-	services    = schema.GroupResource{Resource: "services"}
-	helloInfo   = providers.Info{
-		Name: named("hello"), Labels: map[string]string{"team": "a"},
-		Metrics:  []string{v1alpha1.RequestsPerSecond, v1alpha1.IdleSeconds, "queue_depth"},
-		Workload: providers.Object{Resource: deployments, Name: "hello-v2", Labels: map[string]string{"app": "hello"}, Exists: true},
-		Service:  providers.Object{Resource: services, Name: "shared", Labels: map[string]string{"app": "shared"}, Exists: true},
-	}
-	twinInfo = providers.Info{
-		Name: named("twin"), Metrics: []string{v1alpha1.RequestsPerSecond},
-		Workload: providers.Object{Resource: deployments, Name: "twin", Labels: map[string]string{"app": "twin"}, Exists: true},
-		Service:  providers.Object{Resource: services, Name: "shared", Labels: map[string]string{"app": "shared"}, Exists: true},
-	}
-)
-
-func (routeWorld) Info(fn types.NamespacedName) (providers.Info, error) {
-	for _, info := range (routeWorld{}).List(fn.Namespace) {
-		if info.Name == fn {
-			return info, nil
-		}
-	}
-	return providers.Info{}, providers.ErrNoFunction
-}
-
-func (routeWorld) List(namespace string) []providers.Info {
-	if namespace == "default" || namespace == "" {
-		return []providers.Info{helloInfo, twinInfo}
-	}
-	return nil
-}
-
-func (routeWorld) Owner(namespace string, resource schema.GroupResource, name string) (providers.Info, error) {
-	switch {
-	case namespace != "default":
-	case resource == services && name == "shared":
-		return providers.Info{}, &providers.Ambiguous{Functions: []types.NamespacedName{helloInfo.Name, twinInfo.Name}}
-	case resource == deployments && name == "hello-v2":
-		return helloInfo, nil
-	case resource == deployments && name == "twin":
-		return twinInfo, nil
-	}
-	return providers.Info{}, providers.ErrNoFunction
-}
-
-func (routeWorld) Pods(namespace string) []providers.PodInfo {
-	if namespace != "default" {
-		return nil
-	}
-	return []providers.PodInfo{{
-		Pod: providers.Object{Name: "hello-1", Labels: map[string]string{"app": "hello"}}, Function: helloInfo.Name,
-	}}
+var routeWorld = fakeReader{
+	named("hello"): {
+		labels: map[string]string{"team": "a"}, metrics: []string{v1alpha1.RequestsPerSecond, v1alpha1.IdleSeconds, "queue_depth"},
+		workload: deployment("hello-v2", map[string]string{"app": "hello"}),
+		service:  service("shared", map[string]string{"app": "shared"}),
+		pods:     []fakePod{{name: "hello-1", labels: map[string]string{"app": "hello"}}},
+	},
+	named("twin"): {
+		metrics:  []string{v1alpha1.RequestsPerSecond},
+		workload: deployment("twin", map[string]string{"app": "twin"}),
+		service:  service("shared", map[string]string{"app": "shared"}),
+	},
 }
 
 func TestWhoseAQuestionIs(t *testing.T) {
@@ -149,7 +104,7 @@ func TestWhoseAQuestionIs(t *testing.T) {
 			got := library
 			if q, ok := ask(info, r.URL.Query()); ok {
 				got = theirs
-				if q.ours(routeWorld{}) {
+				if q.ours(routeWorld) {
 					got = ours
 				}
 			}
