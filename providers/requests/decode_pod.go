@@ -47,6 +47,9 @@ var labelSeed = maphash.MakeSeed()
 
 const startIndex = 0
 
+// maxSeries bounds the series of a pod that are added up. An answer that is not made to be costly is too large before.
+const maxSeries = 100_000
+
 func newPodFigures(s providers.Scrape) *podFigures {
 	p := &podFigures{scrape: s.Names(), wanted: append(make([]string, 0, 8), startTime)}
 	if path, _, _ := strings.Cut(s.Path, "?"); len(path) > 1 { // "/" may be what the function itself serves
@@ -85,6 +88,9 @@ func (p *podFigures) take(i int, labels []label, v float64) error {
 		return p.began.take(v)
 	}
 	id := sampleID{i, hashLabels(labels)}
+	if len(p.seen) == maxSeries {
+		return invalid(fmt.Errorf("%w: it has more than %d series of %s", errTooLarge, maxSeries, p.wanted[i]))
+	}
 	p.seen = append(p.seen, id)
 	sum := &p.sums[i]
 	sum.sampled = true
@@ -176,8 +182,12 @@ func (p *podFigures) checkOnce() error {
 // checkMeasured refuses a sum that is NaN although something was observed.
 func (p *podFigures) checkMeasured(d providers.Distribution) error {
 	sum, count := slices.Index(p.wanted, d.Sum.Name), slices.Index(p.wanted, d.Count.Name)
+	slices.SortFunc(p.empty, sampleID.compare)
 	for _, id := range p.unmeasured {
-		if id.name == sum && !slices.Contains(p.empty, sampleID{count, id.labels}) {
+		if id.name != sum {
+			continue
+		}
+		if _, found := slices.BinarySearchFunc(p.empty, sampleID{count, id.labels}, sampleID.compare); !found {
 			return checkValue(d.Sum.Name, math.NaN())
 		}
 	}

@@ -15,8 +15,11 @@ import (
 )
 
 const (
-	// nameField is MetricFamily.name.
-	nameField protowire.Number = 1
+	// Fields of MetricFamily.
+	nameField, typeField, metricField protowire.Number = 1, 3, 4
+	// maxMetric bounds one metric with its labels, in bytes. Of native histograms with all their buckets and exemplars
+	// it is some twenty times as much.
+	maxMetric = 256 << 10
 	// maxNameAhead bounds the names that are recognized without reading the family.
 	maxNameAhead = 512
 )
@@ -98,27 +101,46 @@ func truncated(err error) error {
 	return err
 }
 
-// familyName finds the name in a MetricFamily. Of a field that comes twice the last one counts.
-func familyName(message []byte) (name []byte, err error) {
+// fields calls take with each field of a message: its number, its type, and its value as it is written.
+func fields(message []byte, take func(number protowire.Number, wire protowire.Type, value []byte) error) error {
 	for len(message) > 0 {
 		number, wire, n := protowire.ConsumeTag(message)
 		if n < 0 {
-			return nil, invalid(protowire.ParseError(n))
+			return invalid(protowire.ParseError(n))
 		}
 		message = message[n:]
 		if n = protowire.ConsumeFieldValue(number, wire, message); n < 0 {
-			return nil, invalid(protowire.ParseError(n))
+			return invalid(protowire.ParseError(n))
 		}
-		if number == nameField && wire == protowire.BytesType {
-			name, _ = protowire.ConsumeBytes(message)
+		if err := take(number, wire, message[:n]); err != nil {
+			return err
 		}
 		message = message[n:]
 	}
-	return name, nil
+	return nil
 }
 
+// familyHead finds the name and the type of a MetricFamily. Of a field that comes twice the last one counts.
+func familyHead(message []byte) (name []byte, kind dto.MetricType, err error) {
+	err = fields(message, func(number protowire.Number, wire protowire.Type, value []byte) error {
+		switch {
+		case number == nameField && wire == protowire.BytesType:
+			name, _ = protowire.ConsumeBytes(value)
+		case number == typeField && wire == protowire.VarintType:
+			v, _ := protowire.ConsumeVarint(value)
+			if _, known := dto.MetricType_name[int32(v)]; known {
+				kind = dto.MetricType(v)
+			}
+		}
+		return nil
+	})
+	return name, kind, err
+}
+
+// takeFamily unmarshals one metric after the other: an empty one takes two bytes of the message, and sixty times as much
+// in memory.
 func takeFamily(message []byte, into figures) error {
-	name, err := familyName(message)
+	name, kind, err := familyHead(message)
 	if err != nil {
 		return err
 	}
@@ -132,27 +154,40 @@ func takeFamily(message []byte, into figures) error {
 	if !wanted {
 		return nil
 	}
-	var family dto.MetricFamily
-	if err := proto.Unmarshal(message, &family); err != nil {
-		return invalid(err)
-	}
+	var m dto.Metric
+	return fields(message, func(number protowire.Number, wire protowire.Type, value []byte) error {
+		if number != metricField || wire != protowire.BytesType {
+			return nil
+		}
+		one, _ := protowire.ConsumeBytes(value)
+		if len(one) > maxMetric {
+			return invalid(fmt.Errorf("%w: one metric of %.200q has more than %d KiB", errTooLarge, name, maxMetric>>10))
+		}
+		if err := proto.Unmarshal(one, &m); err != nil {
+			return invalid(err)
+		}
+		return takeMetric(name, kind, &m, into)
+	})
+}
+
+// takeMetric hands on what is wanted of a metric of the family.
+func takeMetric(family []byte, kind dto.MetricType, m *dto.Metric, into figures) error {
+	var labels []label
 	for i, n := range into.names() {
-		if !isFamilyOf(name, n) {
+		if !isFamilyOf(family, n) {
 			continue
 		}
-		suffix := n[len(name):]
-		for _, m := range family.GetMetric() {
-			value, ok := familyValue(family.GetType(), m, suffix)
-			if !ok {
-				continue
-			}
-			labels := make([]label, 0, len(m.GetLabel()))
+		value, ok := familyValue(kind, m, n[len(family):])
+		if !ok {
+			continue
+		}
+		if labels == nil {
 			for _, pair := range m.GetLabel() {
 				labels = append(labels, label{[]byte(pair.GetName()), []byte(pair.GetValue())})
 			}
-			if err := into.take(i, labels, value); err != nil {
-				return err
-			}
+		}
+		if err := into.take(i, labels, value); err != nil {
+			return err
 		}
 	}
 	return nil

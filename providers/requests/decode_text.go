@@ -23,6 +23,12 @@ const (
 	nothingRegistered = "# no registered metrics"
 	// maxLabels is how many labels a sample may have to be read here. The rest is for expfmt.
 	maxLabels = 24
+
+	// What is left to expfmt is bounded, because it takes a hundred times as long for a short line, and for a line of
+	// many labels the square of their number: one pod could keep a core for minutes, past any deadline.
+	oddLimit     = 1 << 20  // bytes of an answer
+	oddAtOnce    = 64 << 10 // bytes that are given to it at a time, for each of which it allocates a hundred
+	maxOddLabels = 64       // labels of a line, counted by their equals signs
 )
 
 // lines reads a text exposition, line by line. A line that is wanted and written in the one way in which client
@@ -35,6 +41,7 @@ type lines struct {
 	first       [256]bool // the bytes that wanted names begin with
 	labels      []label
 	odd         bytes.Buffer // lines for expfmt
+	parsed      int          // bytes that were given to it before
 	ended       bool         // # EOF was read
 }
 
@@ -66,6 +73,7 @@ func (l *lines) reset(isOpenMetrics bool, into figures) {
 	l.into, l.openMetrics, l.ended = into, isOpenMetrics, false
 	l.wanted, l.first = l.wanted[:0], [256]bool{}
 	l.odd.Reset()
+	l.parsed = 0
 	for i, name := range into.names() {
 		l.wanted = append(l.wanted, wantedName{name, i})
 		l.first[name[0]] = true
@@ -137,7 +145,9 @@ func (l *lines) feed(data []byte) error {
 		case c == '#':
 			l.comment(line)
 		case c == '{' && l.quotesWanted(line):
-			l.leave(line, 0)
+			if err := l.leave(line, 0); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -152,8 +162,7 @@ func (l *lines) sample(line []byte) error {
 		}
 		value, ok := l.canonical(line, n)
 		if !ok {
-			l.leave(line, n)
-			return nil
+			return l.leave(line, n)
 		}
 		return l.into.take(w.series, l.labels, value)
 	}
@@ -328,12 +337,23 @@ func (l *lines) quotesWanted(line []byte) bool {
 
 // leave keeps a line, whose name has the length n, for expfmt. Of one of OpenMetrics it keeps what the other format
 // has too: the name, the labels and the value, which are written alike in both.
-func (l *lines) leave(line []byte, n int) {
+func (l *lines) leave(line []byte, n int) error {
 	if l.openMetrics {
 		line = withoutTail(line, n)
 	}
+	switch {
+	case bytes.Count(line, []byte("=")) > maxOddLabels:
+		return invalid(fmt.Errorf("a line has more than %d labels: %.200q", maxOddLabels, line))
+	case l.parsed+l.odd.Len()+len(line) > oddLimit:
+		return invalid(fmt.Errorf("%w: more than %d KiB of lines that are not as client libraries write them, such as %.200q",
+			errTooLarge, oddLimit>>10, line))
+	}
 	l.odd.Write(line)
 	l.odd.WriteByte('\n')
+	if l.odd.Len() < oddAtOnce {
+		return nil
+	}
+	return l.parseOdd()
 }
 
 // withoutTail cuts off the timestamp and the exemplar.
@@ -359,8 +379,8 @@ func withoutTail(line []byte, n int) []byte {
 	return line[:min(i, len(line))]
 }
 
-// parseOdd gives the lines that were left to expfmt. Without their TYPE they are untyped, and each is a series of the
-// name that it has.
+// parseOdd gives the lines that were left so far to expfmt. Without their TYPE they are untyped, and each is a series of
+// the name that it has.
 func (l *lines) parseOdd() error {
 	if l.odd.Len() == 0 {
 		return nil
@@ -385,6 +405,8 @@ func (l *lines) parseOdd() error {
 			}
 		}
 	}
+	l.parsed += l.odd.Len()
+	l.odd.Reset()
 	return nil
 }
 

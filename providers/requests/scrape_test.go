@@ -250,6 +250,14 @@ func TestTransports(t *testing.T) {
 	})
 }
 
+// TestDialsEnd: net/http goes on dialling after a measurement's deadline, so that a dial needs an end of its own. Else
+// each pod of a dead node has another dial every interval, for the two minutes that the kernel tries.
+func TestDialsEnd(t *testing.T) {
+	if timeout := newDialer().Timeout; timeout <= 0 || timeout > 10*time.Second {
+		t.Errorf("a dial may take %s", timeout)
+	}
+}
+
 // TestHeaders checks what is asked for.
 func TestHeaders(t *testing.T) {
 	var got http.Header

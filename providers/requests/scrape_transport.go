@@ -17,6 +17,9 @@ import (
 )
 
 const (
+	// dialTimeout bounds a connection's beginning. A dial goes on after the measurement that began it has been given up,
+	// and to the pods of a dead node another one begins every interval.
+	dialTimeout = 5 * time.Second
 	// transportKeep is how long the connections of a TLS identity are kept after its last use: longer than pods are
 	// measured apart.
 	transportKeep = 2 * time.Minute
@@ -45,10 +48,12 @@ type tlsTransport struct {
 	used time.Time
 }
 
+func newDialer() *net.Dialer { return &net.Dialer{Timeout: dialTimeout, KeepAlive: -1} }
+
 func newTransport() *http.Transport {
 	return &http.Transport{
 		// No proxy: targets are pod addresses. No keep-alive probes: there is traffic more often than they would be sent.
-		DialContext: (&net.Dialer{KeepAlive: -1}).DialContext,
+		DialContext: newDialer().DialContext,
 		// One connection per target, kept for its next turn. It is HTTP/1.1, as for every Transport with a DialContext.
 		MaxIdleConnsPerHost:    1,
 		IdleConnTimeout:        30 * time.Second,
@@ -112,7 +117,7 @@ func (ts *transports) get(id identity, authorities []byte) (*http.Transport, err
 	}
 	transport := newTransport()
 	transport.TLSClientConfig = config
-	transport.TLSHandshakeTimeout = 5 * time.Second
+	transport.TLSHandshakeTimeout = dialTimeout
 	ts.byIdentity[id] = &tlsTransport{Transport: transport, used: now}
 	return transport, nil
 }
