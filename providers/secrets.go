@@ -25,7 +25,8 @@ const (
 	// often, notices a rotation within 10 s.
 	DefaultSecretTTL = 5 * time.Second
 
-	// secretTimeout bounds one read, so that an API server that hangs leaves the caller time to work with what it had.
+	// secretTimeout bounds one read, besides half of the caller's time, so that an API server that hangs leaves the
+	// caller time to work with what it had.
 	secretTimeout = 2 * time.Second
 	// secretKeep is how long a Secret that nobody asks for stays in memory, and how long its last content is good for
 	// while the API server cannot be asked.
@@ -178,7 +179,11 @@ func (u *unreachableError) Error() string { return u.err.Error() }
 func (u *unreachableError) Unwrap() error { return u.err }
 
 func (s *Secrets) fetch(ctx context.Context, name types.NamespacedName) (Secret, int, error) {
-	ctx, cancel := context.WithTimeout(ctx, secretTimeout)
+	timeout := secretTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = min(timeout, time.Until(deadline)/2)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	// resourceVersion 0 is answered from the API server's own memory, which is as new as its watch; any other read
 	// would go to etcd, for every Secret every few seconds.

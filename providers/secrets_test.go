@@ -254,6 +254,33 @@ func TestSecretOutlastsTheAPIServerButNotItsOwnEnd(t *testing.T) {
 	})
 }
 
+// An API server that hangs leaves time to work with the last content also to those whose time is short, as a scrape
+// every two seconds is.
+func TestSecretIsThereInTimeWhileTheAPIServerHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hangs := false
+		v := &vault{get: func(ctx context.Context, _ string) (map[string][]byte, error) {
+			if hangs {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return map[string][]byte{"token": []byte("x")}, nil
+		}}
+		s := providers.NewSecrets(providers.SecretsOptions{Client: v})
+		for range 30 {
+			ctx, cancel := context.WithTimeout(t.Context(), 1600*time.Millisecond)
+			got, err := s.Get(ctx, secretName)
+			deadline, _ := ctx.Deadline()
+			if left := time.Until(deadline); err != nil || value(got) != "x" || left < 500*time.Millisecond {
+				t.Fatalf("got %q, %v, with %s left", value(got), err, left)
+			}
+			cancel()
+			hangs = true
+			<-time.After(2 * time.Second)
+		}
+	})
+}
+
 // What nobody asks for is forgotten, and there is never more in memory than a bound.
 func TestSecretsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
