@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
@@ -66,6 +68,35 @@ func TestNewPodWhoseClockIsOff(t *testing.T) {
 			}
 			w.run(10 * time.Second)
 			w.want(v1alpha1.RequestsPerSecond, 100)
+		})
+	}
+}
+
+// TestRestartUnderAnotherClock: a pod whose count fell and whose start moved has begun anew, whatever its clock says. What
+// it has counted since then counts.
+func TestRestartUnderAnotherClock(t *testing.T) {
+	for _, off := range []time.Duration{0, time.Minute, time.Hour, -time.Minute, -time.Hour} {
+		t.Run(off.String(), func(t *testing.T) {
+			inWorld(t, direct, func(w *world) {
+				p := pod(1, time.Millisecond) // measured below alone
+				w.acts, w.pods = []*process{activator(1, 0)}, []*process{p}
+				w.list()
+				say := func(start time.Time, started float64) {
+					t.Helper()
+					w.run(2 * time.Second) // in which the activator answers
+					m := &Measurement{Start: start.Add(off).Round(0), Functions: map[types.NamespacedName]Reading{hello: {Started: started}}}
+					if err := w.store.Record(p.Target, time.Now(), m, nil); err != nil {
+						t.Fatal(err)
+					}
+				}
+				long := time.Now().Add(-time.Hour)
+				for range 20 {
+					say(long, 1000)
+				}
+				say(time.Now(), 60)
+				w.run(time.Second)
+				w.want(v1alpha1.RequestsPerSecond, 60.0/30)
+			})
 		})
 	}
 }

@@ -216,7 +216,7 @@ func (src *source) span(now tick, start time.Time, age time.Duration) span {
 		if src.restarted(st, start, begin) {
 			sp.since, sp.fresh = min(max(st.sampled, begin), now), true
 		}
-		sp.same = !sp.fresh && !start.IsZero() && !src.start.IsZero()
+		sp.same = !sp.fresh && !start.IsZero() && !src.start.IsZero() && start.Sub(src.start).Abs() <= restartSlack
 	}
 	if counted != st.counted || watched != st.watched {
 		src.change(func(st *state) { st.counted, st.watched = counted, watched })
