@@ -2,8 +2,10 @@ package providers
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"time"
+	"unsafe"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -98,5 +100,64 @@ func TestRestartUnderAnotherClock(t *testing.T) {
 				w.want(v1alpha1.RequestsPerSecond, 60.0/30)
 			})
 		})
+	}
+}
+
+// stepped is a time that was read after the machine's clock had been set by d: its wall clock reading is another one, its
+// monotonic one is not. Package time has no way to make it, so it is written into the seconds, which are above the thirty
+// bits of the nanoseconds.
+func stepped(t *testing.T, at time.Time, d time.Duration) time.Time {
+	t.Helper()
+	is := at
+	*(*uint64)(unsafe.Pointer(&is)) += uint64(d/time.Second) << 30 //nolint:gosec // of a copy
+	if is.Sub(at) != 0 || is.Round(0).Sub(at.Round(0)) != d {
+		t.Fatalf("a time is laid out in another way: %s and %s", at, is)
+	}
+	return is
+}
+
+// TestOwnClockSteps: the adapter's own clock is set by hours, and back. No value changes for it, none becomes stale, and
+// each bears a time of the clock as it is when it is read.
+func TestOwnClockSteps(t *testing.T) {
+	for _, step := range []time.Duration{5 * time.Hour, -5 * time.Hour, 400 * 24 * time.Hour} {
+		for _, fn := range []Function{proxied, direct} {
+			t.Run(fmt.Sprintf("%s, proxied %t", step, fn.Rule.Proxied), func(t *testing.T) {
+				store, began := NewStore(Intervals{}), time.Now() // not in a bubble, whose clock has no monotonic reading
+				act, p, q := activator(1, 0), pod(1, 0), ask("depth", "q")
+				store.SetActivators([]Endpoint{act.Endpoint})
+				store.SetFunction(fn, []Endpoint{p.Endpoint, q})
+				restarted := began // of the processes
+				for second := range 120 {
+					now := began.Add(time.Duration(second+1) * time.Second)
+					if second == 90 {
+						restarted = now.Add(-500 * time.Millisecond)
+					}
+					clock := now
+					if second >= 40 && second < 80 || second >= 85 {
+						clock = stepped(t, now, step)
+					}
+					m := &Measurement{Start: restarted.Round(0), Value: 7, Functions: map[types.NamespacedName]Reading{
+						hello: {Started: math.Floor(100 * now.Sub(restarted).Seconds())},
+					}}
+					for _, target := range []Target{act.Target, p.Target, q.Target} {
+						if err := store.Record(target, clock, m, nil); err != nil {
+							t.Fatal(err)
+						}
+					}
+					for metric, want := range map[string]float64{v1alpha1.RequestsPerSecond: 100, v1alpha1.IdleSeconds: 0, "depth": 7} {
+						read := clock.Add(700 * time.Millisecond)
+						v, err := store.valueAsOf(read, hello, metric)
+						switch {
+						case err != nil && second > 2:
+							t.Fatalf("%s after %d s: %v", metric, second, err)
+						case err == nil && math.Abs(v.Value-want) > 0.03*want: // half a second is lost with the process that ended
+							t.Fatalf("%s after %d s = %+v, want %v", metric, second, v, want)
+						case err == nil && read.Round(0).Sub(v.At.Round(0)) != 700*time.Millisecond:
+							t.Fatalf("%s after %d s is of %s, at %s", metric, second, v.At, read)
+						}
+					}
+				}
+			})
+		}
 	}
 }

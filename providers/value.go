@@ -15,16 +15,20 @@ import (
 //
 // The error is ErrNoFunction, or an *Unknown.
 func (s *Store) Value(name types.NamespacedName, metric string) (Value, error) {
-	wall := time.Now()
+	return s.valueAsOf(time.Now(), name, metric)
+}
+
+func (s *Store) valueAsOf(wall time.Time, name types.NamespacedName, metric string) (Value, error) {
 	f := s.function(name)
 	if f == nil {
 		return Value{}, ErrNoFunction
 	}
-	v, at, unknown := s.value(f, metric, s.tick(wall))
+	now := s.tick(wall)
+	v, at, unknown := s.value(f, metric, now)
 	if unknown != nil {
 		return Value{}, unknown
 	}
-	v.At = wall.Add(-time.Duration(s.tick(wall) - at))
+	v.At = wall.Add(-time.Duration(now - at)) // by the clock as it is now, whatever it was at the time
 	return v, nil
 }
 
