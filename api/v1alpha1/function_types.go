@@ -140,6 +140,7 @@ type ServiceRef struct {
 	Name string `json:"name,omitempty"`
 	// Port is the name or the number of the Service's port. Default: its only port.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) >= 1 && int(self) <= 65535 : string(self).matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')",message="spec.traffic.service.port must be the name of a port of the Service, or a number from 1 to 65535"
 	Port *intstr.IntOrString `json:"port,omitempty"`
 }
 
@@ -242,6 +243,7 @@ type Scale struct {
 	IdleAfter *metav1.Duration `json:"idleAfter,omitempty"`
 	// Behavior is passed to the HorizontalPodAutoscaler as it is.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="(!has(self.scaleUp) || !has(self.scaleUp.tolerance) || string(self.scaleUp.tolerance).matches('^[0-9.]{1,20}([a-zA-Z]?|[eE]-?[0-9]{1,2})$')) && (!has(self.scaleDown) || !has(self.scaleDown.tolerance) || string(self.scaleDown.tolerance).matches('^[0-9.]{1,20}([a-zA-Z]?|[eE]-?[0-9]{1,2})$'))",message="spec.scale.behavior: tolerance must be a quantity that is not below 0, such as 0.05 or 50m"
 	Behavior *autoscalingv2.HorizontalPodAutoscalerBehavior `json:"behavior,omitempty"`
 }
 
@@ -268,10 +270,15 @@ type Metric struct {
 	Resource *ResourceMetric `json:"resource,omitempty"`
 }
 
+// The rules of quantities: above 1P the HorizontalPodAutoscaler's thousandths overflow. An exponent is refused before the
+// quantity is read, because the pattern that stands for quantities lets through what Go cannot read (1e1.5), and the API
+// server is busy for minutes with what is very large (1e99999999). A Function that Go cannot read would end all watches
+// of Functions.
+
 // RequestRateMetric scales on requests_per_second.
 type RequestRateMetric struct {
 	// Target is the number of requests per second that one replica should serve, as a quantity ("50", "500m").
-	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) > 0 : quantity(string(self)).isGreaterThan(quantity('0'))",message="spec.metrics[].requestRate.target must be above 0"
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) > 0 && int(self) <= 1000000000000000 : !self.matches('[eE]') && [quantity(self).asApproximateFloat()].all(n, n > 0.0 && n <= 1e15)",message="spec.metrics[].requestRate.target must be above 0 and at most 1P, and have no exponent"
 	Target resource.Quantity `json:"target"`
 	// Window is the time over which the rate is taken. Default 30s.
 	// +kubebuilder:default="30s"
@@ -283,7 +290,7 @@ type RequestRateMetric struct {
 // ConcurrencyMetric scales on requests_in_flight.
 type ConcurrencyMetric struct {
 	// Target is the number of requests that one replica should have in flight, as a quantity.
-	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) > 0 : quantity(string(self)).isGreaterThan(quantity('0'))",message="spec.metrics[].concurrency.target must be above 0"
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) > 0 && int(self) <= 1000000000000000 : !self.matches('[eE]') && [quantity(self).asApproximateFloat()].all(n, n > 0.0 && n <= 1e15)",message="spec.metrics[].concurrency.target must be above 0 and at most 1P, and have no exponent"
 	Target resource.Quantity `json:"target"`
 }
 
@@ -322,8 +329,7 @@ type PrometheusMetric struct {
 	// +kubebuilder:validation:XValidation:rule="!(self in ['requests_per_second', 'requests_in_flight', 'request_duration_seconds', 'idle_seconds']) && !self.startsWith('kafka_')",message="spec.metrics[].prometheus.name is a name that Sluice gives to a metric of its own; choose another"
 	Name string `json:"name"`
 	// Server is the base URL of the Prometheus server, http or https, without credentials, query or fragment.
-	// +kubebuilder:validation:XValidation:rule="isURL(self)",message="spec.metrics[].prometheus.server must be a URL"
-	// +kubebuilder:validation:Pattern=`^https?://[^/?#@]+(/[^?#]*)?$`
+	// +kubebuilder:validation:XValidation:rule="self.matches('^https?://[^/?#@]+(/[^?#]*)?$') && isURL(self)",message="spec.metrics[].prometheus.server must be a URL such as http://HOST:PORT or https://HOST/PATH, without user, query or fragment; credentials go into the Secret of authRef"
 	// +kubebuilder:validation:MaxLength=512
 	Server string `json:"server"`
 	// Query in PromQL, with one number as its answer: a scalar, or a vector of one element. {{.Namespace}} and
@@ -333,12 +339,12 @@ type PrometheusMetric struct {
 	// +kubebuilder:validation:XValidation:rule="!self.replace('{{.Namespace}}', 'x').replace('{{.Function}}', 'x').contains('{{')",message="spec.metrics[].prometheus.query may hold {{.Namespace}} and {{.Function}}, written like that, and no other {{"
 	Query string `json:"query"`
 	// Target per replica.
-	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) > 0 : quantity(string(self)).isGreaterThan(quantity('0'))",message="spec.metrics[].prometheus.target must be above 0"
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) > 0 && int(self) <= 1000000000000000 : !self.matches('[eE]') && [quantity(self).asApproximateFloat()].all(n, n > 0.0 && n <= 1e15)",message="spec.metrics[].prometheus.target must be above 0 and at most 1P, and have no exponent"
 	Target resource.Quantity `json:"target"`
 	// Activation is the value above which the function is awake: a sleeping one wakes, and one that is awake does not go
 	// to sleep. Default 0.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) >= 0 : !quantity(string(self)).isLessThan(quantity('0'))",message="spec.metrics[].prometheus.activation must not be below 0"
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) >= 0 && int(self) <= 1000000000000000 : !self.matches('[eE]') && [quantity(self).asApproximateFloat()].all(n, n >= 0.0 && n <= 1e15)",message="spec.metrics[].prometheus.activation must not be below 0 nor above 1P, and have no exponent"
 	Activation *resource.Quantity `json:"activation,omitempty"`
 	// EmptyIs says what an answer without any element means. Unknown holds the scale; Zero is for queries whose series
 	// exist only while there is something to count. Default Unknown.
