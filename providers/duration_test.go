@@ -177,3 +177,39 @@ func TestCounterThatComesBack(t *testing.T) {
 		})
 	}
 }
+
+// TestRolloutToAGauge: while pods of two versions run, each counts by what it has.
+func TestRolloutToAGauge(t *testing.T) {
+	fn := direct
+	fn.Rule.Duration, fn.Rule.Scrape.Duration = true, "call_seconds"
+	inWorld(t, fn, func(w *world) {
+		w.acts = []*process{activator(1, 0)}
+		for i := range 4 {
+			p := pod(i, time.Duration(i)*100*time.Millisecond).old()
+			p.rate, p.lasts, p.busy, p.noGauge = 10, 0.5, 7, true
+			w.pods = append(w.pods, p)
+		}
+		w.list()
+		w.run(40 * time.Second)
+		w.want(v1alpha1.RequestsInFlight, 4*5)
+		next := pod(4, 500*time.Millisecond).fresh()
+		next.rate, next.lasts, next.busy = 10, 0.5, 5
+		w.pods = append(w.pods, next)
+		w.list()
+		for range 20 {
+			w.run(2 * time.Second)
+			if v, err := w.store.Value(hello, v1alpha1.RequestsInFlight); err == nil && v.Value < 4*5*0.99 {
+				t.Fatalf("%+v in flight once a pod has a gauge, want those of the others all the same", v)
+			}
+		}
+		w.want(v1alpha1.RequestsInFlight, 5*5)
+		for i, p := range w.pods {
+			if v, err := w.store.PodValue("default", p.Pod.Name, v1alpha1.RequestsInFlight); err != nil || v.Value < 4.9 || v.Value > 5.1 {
+				t.Errorf("of pod %d: %+v, %v, want 5", i, v, err)
+			}
+		}
+		w.pods[0].down = errors.New("timeout") // and is taken to go on by what it had
+		w.run(20 * time.Second)
+		w.want(v1alpha1.RequestsInFlight, 5*5)
+	})
+}

@@ -125,10 +125,14 @@ func (src *source) meanAtLast(c counter, st *state, since tick, window time.Dura
 	return 0
 }
 
-// increase of a pod's counter. The function's mu is held.
+// increase of a pod's counter; durations stand in for a gauge that it has not shown, as while two versions of a function
+// run side by side. The function's mu is held.
 func (src *source) increase(c counter, from, to tick) float64 {
 	if src.track == nil {
 		return 0
+	}
+	if c == busy && !src.state.Load().gauged {
+		c = lasted
 	}
 	return src.track.increase(c, from, to)
 }

@@ -207,7 +207,7 @@ func (src *source) value(metric string, now tick) (Value, tick, *Unknown) {
 	case v1alpha1.RequestsPerSecond:
 		c = started
 	case v1alpha1.RequestsInFlight:
-		c, window = f.inFlight(def.Rule), v1alpha1.DefaultWindow
+		c, window = def.Rule.inFlight(), v1alpha1.DefaultWindow
 	case v1alpha1.RequestDurationSeconds:
 	default:
 		return Value{}, 0, def.noMetric(metric)

@@ -95,7 +95,10 @@ func (s *Store) recordPod(src *source, now tick, m *Measurement, age time.Durati
 	f.shown = f.shown || !r.Absent
 	f.gauged = f.gauged || !r.NoGauge
 	src.start = m.Start
-	src.change(func(st *state) { st.answered(now); st.absent = r.Absent })
+	src.change(func(st *state) {
+		st.answered(now)
+		st.absent, st.gauged = r.Absent, st.gauged || !r.NoGauge
+	})
 }
 
 // recordActivator writes the tracks of all functions that the activator counts, and then the source's own time: until

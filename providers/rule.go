@@ -39,8 +39,8 @@ import (
 // # Counters that are missing
 //
 // While no pod of the function has shown the counter that its requests are counted by, nothing by the pods is known,
-// and neither is idle_seconds: the name may be wrong. Once one has shown it, a pod without it has counted nothing. The
-// gauge is not asked where no pod has shown it; then durations stand in, if there are any.
+// and neither is idle_seconds: the name may be wrong. Once one has shown it, a pod without it has counted nothing. Where a
+// pod has not shown the gauge, durations stand in, if there are any.
 //
 // When the Rule of a live function changes, its values are measured anew from then on. Numbers of two rules are never
 // mixed.

@@ -60,6 +60,7 @@ type state struct {
 	watched tick  // observed without a gap from here on; never where nothing came before
 
 	absent bool    // the latest answer did not have the counter
+	gauged bool    // an answer had the gauge
 	answer float64 // of a Query
 }
 

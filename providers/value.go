@@ -68,15 +68,15 @@ func (s *Store) value(f *function, metric string, now tick) (Value, tick, *Unkno
 			l.gate, l.byGate = busy, true
 		} else {
 			l.gate, l.byGate = held, true
-			l.pod, l.byPods = f.inFlight(def.Rule), true
+			l.pod, l.byPods = def.Rule.inFlight(), true
 		}
 	}
 	return l.mean()
 }
 
 // inFlight is the counter whose increase over a time is the mean number of requests in flight at the function's pods.
-func (f *function) inFlight(r Rule) counter {
-	if r.Gauge && f.gauged {
+func (r Rule) inFlight() counter {
+	if r.Gauge {
 		return busy
 	}
 	return lasted
