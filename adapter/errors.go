@@ -46,7 +46,7 @@ func (p functionMetrics) explain(d described, metric string, err error) error {
 	}
 	unknown := (*providers.Unknown)(nil)
 	if !errors.As(err, &unknown) || exists(unknown) {
-		return unavailable("%s of %s is unknown: %s", metric, d, oneLine(err))
+		return unavailable("%s of %s is unknown: %s", metric, d, oneLine(err.Error()))
 	}
 	has := "none"
 	if info, err := p.reader.Info(d.function); err == nil && len(info.Metrics) > 0 {
@@ -55,7 +55,7 @@ func (p functionMetrics) explain(d described, metric string, err error) error {
 	if !slices.Contains(reserved, metric) {
 		return notFound("%s has no metric %s, it has %s", d, metric, has)
 	}
-	return notFound("%s has no metric %s, it has %s: %s", d, metric, has, oneLine(err))
+	return notFound("%s has no metric %s, it has %s: %s", d, metric, has, oneLine(err.Error()))
 }
 
 // exists tells a metric that is not known now from one that there is not, whenever it is asked for.
@@ -72,9 +72,9 @@ func explainPod(name types.NamespacedName, metric string, err error) error {
 	case errors.As(err, &ambiguous):
 		return notFound("Pod %s has no metric of its own: %v", name, ambiguous)
 	case errors.As(err, &unknown) && !exists(unknown):
-		return notFound("Pod %s has no metric %s: %s", name, metric, oneLine(err))
+		return notFound("Pod %s has no metric %s: %s", name, metric, oneLine(err.Error()))
 	}
-	return unavailable("%s of Pod %s is unknown: %s", metric, name, oneLine(err))
+	return unavailable("%s of Pod %s is unknown: %s", metric, name, oneLine(err.Error()))
 }
 
 // explainOwner is explain for an object without a function of its own.
@@ -112,9 +112,9 @@ func labelsOf(s labels.Selector) string {
 	return s.String()
 }
 
-// oneLine is err in one line that is not too long: an HPA's condition shows it behind words of its own.
-func oneLine(err error) string {
-	s := strings.Join(strings.Fields(err.Error()), " ")
+// oneLine is message in one line that is not too long: an HPA's condition shows it behind words of its own.
+func oneLine(message string) string {
+	s := strings.Join(strings.Fields(message), " ")
 	if len(s) > maxMessage {
 		s = strings.ToValidUTF8(s[:maxMessage], "") + "..."
 	}

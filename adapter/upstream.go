@@ -7,9 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -19,6 +17,7 @@ import (
 	"github.com/sony/gobreaker/v2"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	"k8s.io/client-go/rest"
 	custommetrics "k8s.io/metrics/pkg/apis/custom_metrics/v1beta2"
@@ -34,6 +33,8 @@ const (
 	maxForwarded = 100
 	// maxUpstreamBody bounds an answer.
 	maxUpstreamBody = 32 << 20
+	// maxUpstreamHeader bounds an answer's header. Of net/http's 10 MiB a hundred reads at once would take all memory.
+	maxUpstreamHeader = 64 << 10
 	// maxUpstreamStatus bounds how much of an error is read for its words.
 	maxUpstreamStatus = 64 << 10
 	// tripAfter failures in a row the upstream is not asked for coolDown, and then with one read at first.
@@ -87,6 +88,7 @@ func newUpstream(o Options, group string, s serviceRef, m *upstreamMetrics, log 
 	if err != nil {
 		return nil, fmt.Errorf("client of upstream %s: %w", s, err)
 	}
+	boundHeaders(transport)
 	u := &upstream{
 		group: group, service: s, timeout: o.Upstreams.Timeout, transport: transport,
 		slots: make(chan struct{}, maxForwarded), metrics: m, log: log.WithValues("upstream", s.String(), "api", group),
@@ -101,6 +103,23 @@ func newUpstream(o Options, group string, s serviceRef, m *upstreamMetrics, log 
 		},
 	})
 	return u, nil
+}
+
+// boundHeaders bounds the header of an answer, for which rest.Config has no option.
+func boundHeaders(transport http.RoundTripper) {
+	for {
+		switch t := transport.(type) {
+		case utilnet.RoundTripperWrapper:
+			transport = t.WrappedRoundTripper()
+			continue
+		case *http.Transport:
+			// client-go keeps transports for who asks for the same again, who may be using it.
+			if t.MaxResponseHeaderBytes != maxUpstreamHeader {
+				t.MaxResponseHeaderBytes = maxUpstreamHeader
+			}
+		}
+		return
+	}
 }
 
 func (u *upstream) failure() string {
@@ -139,10 +158,7 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f := &forward{upstream: u, caller: r, began: time.Now()}
 	// Also when the copy of a body breaks off, which ends in a panic that the server knows.
 	defer func() { done(f.end()) }()
-	proxy := httputil.ReverseProxy{
-		Rewrite: f.rewrite, Transport: u.transport, ModifyResponse: f.check, ErrorHandler: f.explain,
-	}
-	proxy.ServeHTTP(w, r.WithContext(ctx))
+	f.serve(ctx, w)
 }
 
 // refuse answers in words, without having asked.
@@ -154,7 +170,7 @@ func (u *upstream) refuse(w http.ResponseWriter, r *http.Request, outcome string
 func (u *upstream) answer(w http.ResponseWriter, r *http.Request, code int32, message string) {
 	responsewriters.ErrorNegotiated(&apierrors.StatusError{ErrStatus: metav1.Status{
 		Status: metav1.StatusFailure, Code: code, Reason: reasons[code],
-		Message: "this is not Sluice's, and upstream " + u.service.String() + " " + message,
+		Message: "this is not Sluice's, and upstream " + u.service.String() + " " + oneLine(message),
 	}}, apiserver.Codecs, custommetrics.SchemeGroupVersion, w, r)
 }
 
@@ -175,16 +191,53 @@ type forward struct {
 	failed error
 }
 
-// rewrite makes the request that the upstream gets.
-func (f *forward) rewrite(p *httputil.ProxyRequest) {
-	p.SetURL(&url.URL{Scheme: "https", Host: f.upstream.service.address()})
-	header := http.Header{viaHeader: {Service}}
-	for _, name := range forwardedHeaders {
-		if values := p.In.Header.Values(name); len(values) > 0 {
-			header[name] = values
+// serve asks the upstream, and passes its answer on. httputil.ReverseProxy passes on more than that: informational
+// answers, of which the generic API server takes the first for the answer itself, and trailers.
+func (f *forward) serve(ctx context.Context, w http.ResponseWriter) {
+	r, err := f.request(ctx)
+	if err != nil {
+		f.explain(w, err)
+		return
+	}
+	resp, err := f.upstream.transport.RoundTrip(r)
+	if err != nil {
+		f.explain(w, err)
+		return
+	}
+	defer func() { _ = resp.Body.Close() }()
+	f.code = resp.StatusCode
+	if refused := f.check(resp); refused != nil {
+		f.upstream.answer(w, f.caller, refused.code, refused.message)
+		return
+	}
+	for _, name := range returnedHeaders {
+		if values := resp.Header.Values(name); len(values) > 0 {
+			w.Header()[name] = values
 		}
 	}
-	p.Out.Header = header
+	w.WriteHeader(resp.StatusCode)
+	if _, err := io.Copy(w, &boundedBody{Reader: resp.Body, forward: f, left: maxUpstreamBody}); err != nil {
+		panic(http.ErrAbortHandler) // the header has said that all is well
+	}
+}
+
+// request is what the upstream gets: the path for which the caller was authorized, as it was understood here.
+func (f *forward) request(ctx context.Context) (*http.Request, error) {
+	asked := url.URL{
+		Scheme: "https", Host: f.upstream.service.address(),
+		Path: f.caller.URL.Path, RawQuery: f.caller.URL.Query().Encode(),
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, asked.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set(viaHeader, Service)
+	for _, name := range forwardedHeaders {
+		if values := f.caller.Header.Values(name); len(values) > 0 {
+			r.Header[name] = values
+		}
+	}
+	return r, nil
 }
 
 // refusal is an answer of the upstream that is put into other words.
@@ -193,23 +246,15 @@ type refusal struct {
 	message string
 }
 
-func (r *refusal) Error() string { return r.message }
-
-// check looks at the upstream's answer before any of it is passed on.
-func (f *forward) check(resp *http.Response) error {
-	f.code = resp.StatusCode
-	for name := range resp.Header {
-		if !slices.Contains(returnedHeaders, name) {
-			resp.Header.Del(name)
-		}
-	}
+// check looks at the upstream's answer before any of it is passed on; nil lets it pass.
+func (f *forward) check(resp *http.Response) *refusal {
 	kubernetes := isAPI(resp.Header.Get("Content-Type"))
 	switch {
 	case resp.ContentLength > maxUpstreamBody:
 		return &refusal{http.StatusBadGateway, fmt.Sprintf("answers with more than %d MiB", maxUpstreamBody>>20)}
 	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:
-		return &refusal{http.StatusBadGateway, fmt.Sprintf("refuses Sluice's own credentials: %s; allow Sluice's "+
-			"ServiceAccount to read its metrics", f.words(resp))}
+		return &refusal{http.StatusBadGateway, "refuses Sluice's own credentials, allow Sluice's ServiceAccount to read its " +
+			"metrics: " + words(resp)}
 	case resp.StatusCode >= http.StatusInternalServerError:
 		if !kubernetes {
 			// An answer in the API's own form is an answer, be it of one metric that cannot be had now. This is not.
@@ -219,17 +264,16 @@ func (f *forward) check(resp *http.Response) error {
 		if resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusLoopDetected {
 			code = int32(resp.StatusCode)
 		}
-		return &refusal{code, "answers " + f.words(resp)}
-	case resp.StatusCode >= http.StatusMultipleChoices && resp.StatusCode < http.StatusBadRequest, !kubernetes:
+		return &refusal{code, "answers " + words(resp)}
+	case resp.StatusCode != http.StatusOK && resp.StatusCode < http.StatusBadRequest, !kubernetes:
 		return &refusal{http.StatusBadGateway, fmt.Sprintf("is no metrics API: it answers %s with content type %q",
 			resp.Status, resp.Header.Get("Content-Type"))}
 	}
-	resp.Body = &boundedBody{ReadCloser: resp.Body, forward: f, left: maxUpstreamBody}
 	return nil
 }
 
 // words are those of an answer that is an error.
-func (f *forward) words(resp *http.Response) string {
+func words(resp *http.Response) string {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxUpstreamStatus))
 	if err == nil && resp.Header.Get("Content-Encoding") == "" {
 		if object, _, err := apiserver.Codecs.UniversalDeserializer().Decode(body, nil, nil); err == nil {
@@ -241,62 +285,50 @@ func (f *forward) words(resp *http.Response) string {
 	return resp.Status
 }
 
-// explain answers instead of the upstream.
-func (f *forward) explain(w http.ResponseWriter, _ *http.Request, err error) {
+// explain answers instead of the upstream, which did not.
+func (f *forward) explain(w http.ResponseWriter, err error) {
 	u := f.upstream
-	var said *refusal
 	var timeout net.Error
-	switch {
-	case errors.As(err, &said):
-		u.answer(w, f.caller, said.code, said.message)
-		return
-	case f.caller.Context().Err() != nil:
-		f.failed = context.Canceled // nobody reads the answer
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+	f.failed = err
+	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
 		f.failed = fmt.Errorf("it did not answer within %s: %w", u.timeout, context.DeadlineExceeded)
-	default:
-		f.failed = err
 	}
 	u.answer(w, f.caller, http.StatusServiceUnavailable, "cannot be asked: "+f.failed.Error())
 }
 
 // end notes what became of it, and returns what the breaker is to think.
 func (f *forward) end() error {
-	outcome := strconv.Itoa(f.code)
+	u, outcome := f.upstream, strconv.Itoa(f.code)
 	switch {
-	case errors.Is(f.failed, context.Canceled):
-		outcome = "canceled"
+	case f.caller.Context().Err() != nil: // whatever came then, if only of the connection's being closed
+		outcome, f.failed = "canceled", context.Canceled
+	case f.failed == nil:
 	case errors.Is(f.failed, context.DeadlineExceeded):
 		outcome = "timeout"
-	case f.code == 0, f.failed != nil && f.code < http.StatusInternalServerError:
+	case f.code < http.StatusInternalServerError:
 		outcome = "error"
 	}
-	u := f.upstream
 	u.metrics.requests.WithLabelValues(u.group, outcome).Inc()
 	u.metrics.duration.WithLabelValues(u.group).Observe(time.Since(f.began).Seconds())
-	if f.failed != nil {
-		u.lastFailure.Store(new(f.failed.Error()))
+	if f.failed != nil && outcome != "canceled" {
+		u.lastFailure.Store(new(oneLine(f.failed.Error())))
 	}
 	return f.failed
 }
 
 // boundedBody breaks an answer off that is too long, and notes one that breaks off by itself.
 type boundedBody struct {
-	io.ReadCloser
+	io.Reader
 	forward *forward
 	left    int64
 }
 
 func (b *boundedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.Reader.Read(p)
 	if b.left -= int64(n); b.left < 0 {
 		err = fmt.Errorf("it answers with more than %d MiB", maxUpstreamBody>>20)
 	}
-	switch {
-	case err == nil || errors.Is(err, io.EOF):
-	case b.forward.caller.Context().Err() != nil:
-		b.forward.failed = context.Canceled
-	default:
+	if err != nil && !errors.Is(err, io.EOF) {
 		b.forward.failed = fmt.Errorf("its answer broke off: %w", err)
 	}
 	return n, err

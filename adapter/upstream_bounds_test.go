@@ -61,6 +61,9 @@ func TestACallerWhoLeavesIsNoFailure(t *testing.T) {
 	if got := testutil.ToFloat64(u.metrics.requests.WithLabelValues(u.group, "canceled")); got != 1 {
 		t.Errorf("canceled = %v, want 1", got)
 	}
+	if got := u.failure(); got != "" {
+		t.Errorf("the upstream is said to have failed: %s", got)
+	}
 }
 
 // TestBreaker is the story of an upstream that hangs, and comes back.

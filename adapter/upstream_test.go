@@ -4,6 +4,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
+	"net/textproto"
 	"slices"
 	"strings"
 	"testing"
@@ -32,7 +34,7 @@ func TestWhatTheUpstreamSees(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+r.addr+othersRead, nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+r.addr+othersRead, strings.NewReader("callers"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,6 +71,9 @@ func TestWhatTheUpstreamSees(t *testing.T) {
 	if diff := gocmp.Diff(want, got); diff != "" {
 		t.Error("headers, -want +got:\n" + diff)
 	}
+	if seen[0].ContentLength != 0 {
+		t.Errorf("it is sent a body of %d bytes", seen[0].ContentLength)
+	}
 	if seen[0].Host != othersHost+":443" || seen[0].URL.RequestURI() != othersRead {
 		t.Errorf("asked for %s at %s", seen[0].URL.RequestURI(), seen[0].Host)
 	}
@@ -77,6 +82,66 @@ func TestWhatTheUpstreamSees(t *testing.T) {
 	}
 	if len(other.reads()) != 1 {
 		t.Error("the upstream was asked for a caller who may not")
+	}
+}
+
+// TestTheUpstreamIsAskedForWhatWasAuthorized, whose path is the decoded one, and not for what a server in front of it
+// might make of other spellings.
+func TestTheUpstreamIsAskedForWhatWasAuthorized(t *testing.T) {
+	other := newOtherAdapter(t, status(404, "there is no such metric"))
+	u := newTestUpstream(t, other)
+	for path, want := range map[string]string{
+		customPath + "pods/other-1%2Fmemory":                   customPath + "pods/other-1/memory",
+		customPath + "%70ods/other-1/memory":                   customPath + "pods/other-1/memory",
+		customPath + "pods/other-1/memory%3Fa":                 customPath + "pods/other-1/memory%3Fa",
+		customPath + "pods/*/memory?labelSelector=a%3Db&%zz=1": customPath + "pods/%2A/memory?labelSelector=a%3Db",
+	} {
+		r := httptest.NewRequest(http.MethodGet, path, nil)
+		u.ServeHTTP(httptest.NewRecorder(), r)
+		seen := other.reads()
+		if got := seen[len(seen)-1].URL.RequestURI(); got != want {
+			t.Errorf("%s is asked for as %s, want %s", path, got, want)
+		}
+	}
+}
+
+// TestOnlyTheAnswerIsPassedOn: neither what comes before it, which the generic API server would take for the answer
+// itself, nor what comes behind.
+func TestOnlyTheAnswerIsPassedOn(t *testing.T) {
+	other := newOtherAdapter(t, serves(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Set-Cookie", "early=1")
+		w.WriteHeader(http.StatusEarlyHints)
+		w.Header().Set("Trailer", "Set-Cookie")
+		status(404, "there is no such metric")(w, r)
+		w.Header().Set("Set-Cookie", "late=1")
+	}))
+	r := start(t, other.behind)
+	client, err := rest.HTTPClientFor(r.config("good"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var early []int
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+		Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
+			early = append(early, code)
+			return nil
+		},
+	})
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+r.addr+othersRead, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusNotFound {
+		t.Errorf("%s %s, %v; want %d", resp.Status, body, err, http.StatusNotFound)
+	}
+	if len(early) != 0 || len(resp.Trailer) != 0 || resp.Header.Get("Set-Cookie") != "" {
+		t.Errorf("passed on: %v, header %v, trailer %v", early, resp.Header, resp.Trailer)
 	}
 }
 
@@ -118,6 +183,25 @@ func TestUpstreamErrorsAreInWords(t *testing.T) {
 		{
 			name: "a redirect", answer: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://a.b/", http.StatusFound) },
 			code: 502, says: name + "is no metrics API", outcome: "302",
+		},
+		{
+			name: "another protocol", answer: answers(101, "application/json", ""),
+			code: 502, says: name + "is no metrics API: it answers 101", outcome: "101",
+		},
+		{
+			name: "nothing, in so many words", answer: answers(204, "application/json", ""),
+			code: 502, says: name + "is no metrics API: it answers 204", outcome: "204",
+		},
+		{
+			name: "words without end", answer: status(500, strings.Repeat("x\n", 9999)),
+			code: 502, says: strings.Repeat("x ", 200) + "x...\"", outcome: "500",
+		},
+		{
+			name: "a header without end", answer: func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Vary", strings.Repeat("x", 1<<20))
+				answers(200, "application/json", "{}")(w, r)
+			},
+			code: 503, says: name + "cannot be asked: ", outcome: "error", counts: 1,
 		},
 		{
 			name: "too much", answer: func(w http.ResponseWriter, r *http.Request) {
