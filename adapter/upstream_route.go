@@ -3,6 +3,7 @@ package adapter
 import (
 	"errors"
 	"net/url"
+	"path"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -48,10 +49,11 @@ type question struct {
 }
 
 // ask reads the question of a request. It is false for what is no read of a value, or has a selector that cannot be
-// read: the library's own answer explains that.
+// read: the library's own answer explains that. And for a path that leads by itself to another one, of which one part
+// was authorized and another would be asked for.
 func ask(info *request.RequestInfo, query url.Values) (question, bool) {
 	q := question{group: info.APIGroup, namespace: info.Namespace, selector: labels.Everything()}
-	if watch := query.Get("watch"); !info.IsResourceRequest || watch == "true" || watch == "1" {
+	if watch := query.Get("watch"); !info.IsResourceRequest || watch == "true" || watch == "1" || info.Path != path.Clean(info.Path) {
 		return q, false
 	}
 	if s := query.Get("labelSelector"); s != "" {
@@ -62,9 +64,9 @@ func ask(info *request.RequestInfo, query url.Values) (question, bool) {
 		q.selector = selector
 	}
 	switch {
-	case q.group == external_metrics.GroupName:
+	case q.group == external_metrics.GroupName && info.Verb == "list" && len(info.Parts) == 1:
 		q.metric = info.Resource
-	case q.group != custom_metrics.GroupName:
+	case q.group != custom_metrics.GroupName || info.Verb != "get" || len(info.Parts) > 3:
 		return q, false
 	case info.Resource == namespaceMetrics.Resource && info.Subresource == "":
 		q.resource, q.metric = namespaceMetrics, info.Name

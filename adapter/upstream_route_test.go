@@ -88,6 +88,13 @@ func TestWhoseAQuestionIs(t *testing.T) {
 		{"external without a selector", ext + "requests_per_second", theirs},
 
 		{"a selector that cannot be read", ns + "pods/*/memory?labelSelector=a+b", library},
+		{"a path that leads elsewhere", ns + "pods/../memory", library},
+		{"a path that leads elsewhere, encoded", ns + "pods/%2e%2e/memory", library},
+		{"a path with a hole", custom + "namespaces//pods/other-1/memory", library},
+		{"more than a metric", ns + "pods/other-1/memory/more", library},
+		{"more than an external metric", ext + "s0-cron/more", library},
+		{"another verb", custom + "proxy/namespaces/default/pods/other-1/memory", library},
+		{"another verb, external", "/apis/external.metrics.k8s.io/v1beta1/proxy/namespaces/default/s0-cron", library},
 		{"a watch", ns + "pods/*/memory?watch=true", library},
 		{"discovery", "/apis/custom.metrics.k8s.io/v1beta2", library},
 		{"no metric", ns + "pods/hello-1", library},
