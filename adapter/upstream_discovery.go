@@ -1,6 +1,7 @@
 package adapter
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -29,8 +30,13 @@ import (
 	"sigs.k8s.io/custom-metrics-apiserver/pkg/provider"
 )
 
-// discoverEvery is the time between two looks at what an upstream serves.
-const discoverEvery = 30 * time.Second
+const (
+	// discoverEvery is the time between two looks at what an upstream serves.
+	discoverEvery = 30 * time.Second
+	// maxDiscovery and maxResources bound what an upstream says that it serves, which is kept in several forms.
+	maxDiscovery = 16 << 20
+	maxResources = 50_000
+)
 
 // discovered is what an upstream serves, by version.
 type discovered struct {
@@ -90,23 +96,51 @@ func (u *upstream) discoverVersion(ctx context.Context, version schema.GroupVers
 	if resp.StatusCode == http.StatusNotFound {
 		return nil, false, nil
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxUpstreamBody+1))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxDiscovery+1))
 	switch {
 	case err != nil:
 		return nil, false, err
 	case resp.StatusCode != http.StatusOK:
 		return nil, false, fmt.Errorf("it answers %s", resp.Status)
-	case len(body) > maxUpstreamBody:
-		return nil, false, fmt.Errorf("it answers with more than %d MiB", maxUpstreamBody>>20)
+	case len(body) > maxDiscovery:
+		return nil, false, fmt.Errorf("it answers with more than %d MiB", maxDiscovery>>20)
 	}
-	var list metav1.APIResourceList
+	var list struct {
+		GroupVersion string           `json:"groupVersion"`
+		Resources    boundedResources `json:"resources"`
+	}
 	if err := json.Unmarshal(body, &list); err != nil {
 		return nil, false, fmt.Errorf("its answer is no list of resources: %w", err)
 	}
 	if list.GroupVersion != version.String() {
 		return nil, false, fmt.Errorf("its answer is of %q", list.GroupVersion)
 	}
-	return list.APIResources, true, nil
+	return list.Resources, true, nil
+}
+
+// boundedResources are decoded one by one, so that a flood of them ends before it has become larger than its text.
+type boundedResources []metav1.APIResource
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (b *boundedResources) UnmarshalJSON(data []byte) error {
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	switch opens, err := decoder.Token(); {
+	case err != nil:
+		return err
+	case opens != nil && opens != json.Delim('['): // null is none
+		return fmt.Errorf("it is no array: %v", opens)
+	}
+	for decoder.More() {
+		if len(*b) == maxResources {
+			return fmt.Errorf("it has more than %d", maxResources)
+		}
+		var r metav1.APIResource
+		if err := decoder.Decode(&r); err != nil {
+			return err
+		}
+		*b = append(*b, r)
+	}
+	return nil
 }
 
 // upstreams are the other adapters, by API group.

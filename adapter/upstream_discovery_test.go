@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"k8s.io/client-go/discovery"
 )
@@ -80,10 +81,12 @@ func TestDiscoveryShowsBoth(t *testing.T) {
 
 func TestDiscoveryRefusesRubbish(t *testing.T) {
 	for name, answer := range map[string]http.HandlerFunc{
-		"no list":             answers(200, "application/json", "[1]"),
-		"another list":        answers(200, "application/json", `{"groupVersion":"apps/v1"}`),
-		"an error":            status(500, "x"),
-		"no version whatever": answers(404, "text/plain", "404 page not found"),
+		"no list":              answers(200, "application/json", "[1]"),
+		"another list":         answers(200, "application/json", `{"groupVersion":"apps/v1"}`),
+		"a flood":              serveResources(`{}` + strings.Repeat(",{}", maxResources)),
+		"resources of no kind": serveResources(`"pods"`),
+		"an error":             status(500, "x"),
+		"no version whatever":  answers(404, "text/plain", "404 page not found"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := newTestUpstream(t, newOtherAdapter(t, answer))
@@ -91,5 +94,27 @@ func TestDiscoveryRefusesRubbish(t *testing.T) {
 				t.Errorf("discovered %v", found)
 			}
 		})
+	}
+}
+
+// serveResources answers discovery of any version with resources.
+func serveResources(resources string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprintf(w, `{"groupVersion":%q,"resources":[%s]}`, strings.TrimPrefix(r.URL.Path, "/apis/"), resources)
+	}
+}
+
+// TestDiscoveryTakesWhatIsThere, up to its bound, and an upstream without a metric.
+func TestDiscoveryTakesWhatIsThere(t *testing.T) {
+	for resources, want := range map[string]int{"": 0, "{}": 1, "{}" + strings.Repeat(",{}", maxResources-1): maxResources} {
+		u := newTestUpstream(t, newOtherAdapter(t, serveResources(resources)))
+		u.timeout = time.Minute
+		found, err := u.discover(t.Context(), versionsOf(u.group))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(found.versions["v1beta2"]); got != want {
+			t.Errorf("%d resources, want %d", got, want)
+		}
 	}
 }
