@@ -5,6 +5,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -31,8 +32,9 @@ type metadata struct {
 
 // described is what is kept of an object.
 type described struct {
-	uid    types.UID
-	labels string // as labels.Set writes them, which is always in the same order
+	uid      types.UID
+	labels   string    // as labels.Set writes them, which is always in the same order
+	appeared time.Time // when the watch told of it; zero for what was there at first
 }
 
 var _ toolscache.TransformingStore = (*metadata)(nil)
@@ -75,6 +77,16 @@ func (m *metadata) find(name types.NamespacedName, uid types.UID, o *providers.O
 	}
 }
 
+// age is how long the object has been known: for ages what was there at first, and no time at all what is not known.
+func (m *metadata) age(name types.NamespacedName, uid types.UID) time.Duration {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if found, ok := m.objects[name]; ok && found.uid == uid {
+		return time.Since(found.appeared)
+	}
+	return 0
+}
+
 func (m *metadata) hasSynced() bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -89,6 +101,7 @@ func (m *metadata) Update(object any) error {
 		name, now := keep(o)
 		m.mu.Lock()
 		was, known := m.objects[name]
+		now.since(was)
 		if m.objects == nil {
 			m.objects = map[types.NamespacedName]described{}
 		}
@@ -122,6 +135,12 @@ func (m *metadata) Replace(list []any, _ string) error {
 	}
 	m.mu.Lock()
 	was, again := m.objects, m.synced
+	if again {
+		for name, d := range now {
+			d.since(was[name])
+			now[name] = d
+		}
+	}
 	m.objects, m.synced = now, true
 	m.mu.Unlock()
 	if !again {
@@ -150,6 +169,13 @@ func (m *metadata) Transformer() toolscache.TransformFunc {
 			o.ObjectMeta = stripped(&o.ObjectMeta)
 		}
 		return object, nil
+	}
+}
+
+// since takes from what was known of the name when the object appeared; now, if that was another one.
+func (d *described) since(was described) {
+	if d.appeared = was.appeared; was.uid != d.uid {
+		d.appeared = time.Now()
 	}
 }
 

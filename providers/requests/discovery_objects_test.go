@@ -2,7 +2,10 @@ package requests
 
 import (
 	"fmt"
+	"math"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
@@ -237,4 +240,40 @@ func TestBurstsAreOneLook(t *testing.T) {
 	if got := w.queue.Len(); got != 1 {
 		t.Errorf("%d looks are queued, want 1", got)
 	}
+}
+
+// TestAgeOfAPod: an object is as old as the watch has known it, whatever changes on it, and another of its name is not.
+func TestAgeOfAPod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		of := func(name string, uid types.UID, labels map[string]string) *metav1.PartialObjectMetadata {
+			return &metav1.PartialObjectMetadata{ObjectMeta: labelled(name, uid, labels)}
+		}
+		m := &metadata{changed: func(types.NamespacedName) {}}
+		tell := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(time.Minute)
+		}
+		want := func(name string, uid types.UID, least, most time.Duration) {
+			t.Helper()
+			if age := m.age(types.NamespacedName{Namespace: "default", Name: name}, uid); age < least || age > most {
+				t.Errorf("%s is %s old, want %s to %s", name, age, least, most)
+			}
+		}
+		tell(m.Replace([]any{of("a", "1", nil)}, ""))
+		want("a", "1", time.Hour, math.MaxInt64)
+		tell(m.Add(of("b", "2", nil)))
+		tell(m.Update(of("b", "2", map[string]string{"x": "y"})))
+		want("b", "2", 2*time.Minute, 2*time.Minute)
+		tell(m.Replace([]any{of("a", "1", nil), of("b", "2", nil), of("c", "3", nil)}, ""))
+		want("a", "1", time.Hour, math.MaxInt64)
+		want("b", "2", 3*time.Minute, 3*time.Minute)
+		want("c", "3", time.Minute, time.Minute)
+		tell(m.Update(of("c", "4", nil)))
+		want("c", "4", time.Minute, time.Minute)
+		want("c", "3", 0, 0)
+		want("d", "5", 0, 0)
+	})
 }

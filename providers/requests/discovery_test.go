@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -210,9 +211,15 @@ func newStory(t *testing.T, objects ...client.Object) *story {
 		WithStatusSubresource(&v1alpha1.Function{}).
 		WithIndex(&discoveryv1.EndpointSlice{}, slicesByService, sliceService).Build()}
 	s.w = newWatcher(s.api, "sluice-system", s.sink)
+	atFirst := map[schema.GroupVersionKind][]any{}
 	for _, o := range objects {
-		if kind, err := s.api.GroupVersionKindFor(o); err == nil && s.w.metadata[kind] != nil {
-			s.follow(s.w.metadata[kind], o)
+		if kind, err := s.api.GroupVersionKindFor(o); err == nil {
+			atFirst[kind] = append(atFirst[kind], metadataOf(o))
+		}
+	}
+	for kind, m := range s.w.metadata {
+		if err := m.Replace(atFirst[kind], ""); err != nil {
+			t.Fatal(err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -265,10 +272,15 @@ func (s *story) follow(m *metadata, o client.Object) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	described := metav1.ObjectMeta{Namespace: now.GetNamespace(), Name: now.GetName(), UID: now.GetUID(), Labels: now.GetLabels()}
-	if err := event(&metav1.PartialObjectMetadata{ObjectMeta: described}); err != nil {
+	if err := event(metadataOf(now)); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+func metadataOf(o client.Object) *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
+		Namespace: o.GetNamespace(), Name: o.GetName(), UID: o.GetUID(), Labels: o.GetLabels(),
+	}}
 }
 
 func (s *story) eventually(what string, wrong func() string) {
@@ -323,6 +335,31 @@ func TestDiscoveryFollowsPods(t *testing.T) {
 
 	s.must(s.api.Delete(ctx, fn), fn)
 	s.eventually("deleted", func() string { return cmp.Diff(0, len(s.sink.functions)) })
+}
+
+// TestServiceLedToOtherPods: pods that have been there for long have counted before, although they were not the function's.
+func TestServiceLedToOtherPods(t *testing.T) {
+	pod := func(address string) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: labelled("pod-"+address, types.UID("uid-"+address), nil)}
+	}
+	pods := slice("default", "hello", 8080, "http", endpoint("10.0.0.1", true, true, false))
+	s := newStory(t, function(nil), pods, pod("10.0.0.1"), pod("10.0.0.2"), pod("10.0.0.3"))
+	exists := func(address string, ready, isNew bool) providers.Endpoint {
+		e := podEndpoint(address+":8080", "/m", ready, ready, isNew)
+		e.Pod.Exists = true
+		return e
+	}
+	s.eventuallyPods("at the start", exists("10.0.0.1", true, false))
+	pods.Endpoints = []discoveryv1.Endpoint{endpoint("10.0.0.2", true, true, false), endpoint("10.0.0.3", false, false, false)}
+	s.must(s.api.Update(t.Context(), pods), pods)
+	s.eventuallyPods("one that serves already, and one that was slow to begin",
+		exists("10.0.0.2", true, false), exists("10.0.0.3", false, true))
+
+	made := pod("10.0.0.4")
+	s.must(s.api.Create(t.Context(), made), made)
+	pods.Endpoints = []discoveryv1.Endpoint{endpoint("10.0.0.4", true, true, false)}
+	s.must(s.api.Update(t.Context(), pods), pods)
+	s.eventuallyPods("one that was just made, and is ready at once", exists("10.0.0.4", true, true))
 }
 
 func TestKnownPodAtAnotherPortIsNotNew(t *testing.T) {

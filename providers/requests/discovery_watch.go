@@ -22,6 +22,9 @@ import (
 	"github.com/sluice-dev/sluice/providers"
 )
 
+// settled is the age from which a pod that is listed for the first time, and ready, is taken to have served before.
+const settled = time.Minute
+
 // watcher turns changes of objects into calls of its sink. One goroutine works through a queue of what has changed, so
 // that a burst of events about one function is one look at it, and the sink is never called twice at a time. A change
 // costs a look at the functions that name the changed object, whatever else there is.
@@ -209,7 +212,7 @@ func (w *watcher) setActivators(ctx context.Context) error {
 		return err
 	}
 	endpoints := activatorEndpoints(slices)
-	w.activatorsAt = markNew(endpoints, w.activatorsAt, w.synced)
+	w.activatorsAt = markNew(endpoints, w.activatorsAt, w.synced, w.servedBefore)
 	w.sink.SetActivators(endpoints)
 	return nil
 }
@@ -244,7 +247,7 @@ func (w *watcher) setFunction(ctx context.Context, name types.NamespacedName) er
 	if looking {
 		now.pods = last.pods
 	}
-	now.pods = markNew(pods, now.pods, looking)
+	now.pods = markNew(pods, now.pods, looking, w.servedBefore)
 	now.names = w.describe(&fn, &function, pods)
 	var before []ref
 	if last != nil {
@@ -254,6 +257,14 @@ func (w *watcher) setFunction(ctx context.Context, name types.NamespacedName) er
 	w.functions[name] = now
 	w.sink.SetFunction(function, append(pods, queryEndpoints(&fn)...))
 	return nil
+}
+
+// servedBefore tells whether a process that is listed for the first time is a pod that has been there for long and takes
+// requests already: a Service that is led to other pods, as where two versions take turns, gets those. A pod that only
+// was slow to begin is listed before it is ready.
+func (w *watcher) servedBefore(e *providers.Endpoint) bool {
+	return e.Ready && e.Pod.Name != "" &&
+		w.metadata[podKind].age(types.NamespacedName{Namespace: e.Function.Namespace, Name: e.Pod.Name}, e.UID) > settled
 }
 
 // describe fills in the objects of the function and of its pods, and returns all that it names, whether it exists or

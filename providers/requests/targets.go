@@ -130,9 +130,12 @@ type sighting struct {
 	isNew   bool
 }
 
-// markNew marks the endpoints that appeared while discovery was looking, and returns the sightings for the next time. A
-// known pod that is measured in another way than before is not new: it may have counted for long.
-func markNew(endpoints []providers.Endpoint, before sightings, looking bool) sightings {
+// markNew marks the endpoints that appeared while discovery was looking, except those that had served before, and returns
+// the sightings for the next time. A known pod that is measured in another way than before is not new: it may have
+// counted for long.
+func markNew(
+	endpoints []providers.Endpoint, before sightings, looking bool, servedBefore func(*providers.Endpoint) bool,
+) sightings {
 	if len(endpoints) == 0 {
 		return nil
 	}
@@ -145,7 +148,7 @@ func markNew(endpoints []providers.Endpoint, before sightings, looking bool) sig
 		}
 		at := instance{uid: e.UID, host: host}
 		last, seen := before[at]
-		e.New = looking && !seen || last.isNew && last.address == e.Address
+		e.New = looking && !seen && !servedBefore(e) || last.isNew && last.address == e.Address
 		now[at] = sighting{address: e.Address, isNew: e.New}
 	}
 	return now
