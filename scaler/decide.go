@@ -174,7 +174,7 @@ func (l *look) atZero() {
 	}
 	known := l.mem.step == asleep || (l.mem.step == unseen && l.seen.Recorded == v1alpha1.Idle)
 	switch {
-	case known && l.seen.Slept && !l.fn.MaySleep() && !l.seen.ForeignHPA:
+	case known && l.seen.Slept && (!l.fn.MaySleep() || l.seen.ForeignHPA):
 		l.wake()
 		return
 	case known:
@@ -190,11 +190,15 @@ func (l *look) atZero() {
 	}
 }
 
-// wake undoes the scaler's own zero, which the spec does not allow any more.
+// wake undoes the scaler's own zero, which the spec does not allow any more, or which a foreign HorizontalPodAutoscaler
+// that took over meanwhile would leave alone for ever: it wakes only what it put to zero itself.
 func (l *look) wake() {
 	why := fmt.Sprintf("spec.scale.minReplicas is now %d: %s", l.fn.Spec.Scale.MinReplicas,
 		l.gated("the gate stays in the path until a pod is ready"))
-	if l.fn.Spec.Scale.MinReplicas == 0 {
+	switch {
+	case l.seen.ForeignHPA:
+		why = l.seen.Held + " and leaves a zero alone that it did not write"
+	case l.fn.Spec.Scale.MinReplicas == 0:
 		why = "spec.traffic is not set and no metric of another source, so that nothing can wake it"
 	}
 	l.wakeTo(l.fn.AwakeReplicas(1), "Sluice put the function to sleep and it may not any more: "+why)

@@ -77,7 +77,7 @@ func (l *look) wakeByValue() bool {
 }
 
 // wakesByValue tells whether the scaler wakes the function when an external metric asks for it. Beside a foreign
-// HorizontalPodAutoscaler it does not, which has a wake of its own.
+// HorizontalPodAutoscaler it does not: a zero is then that one's, to undo by whatever it scales on, or its user's.
 func wakesByValue(fn *v1alpha1.Function, foreignHPA bool) bool {
 	return !foreignHPA && fn.MaySleep() && len(fn.ExternalMetrics()) > 0
 }

@@ -167,6 +167,23 @@ func TestQueueDeletedAsleep(t *testing.T) {
 	})
 }
 
+// A zero that somebody else wrote, by hand or by a HorizontalPodAutoscaler, stays: no request can get lost by it.
+func TestQueueDeletedAtZero(t *testing.T) {
+	inStory(t, queueWorld(1), func(s *story) {
+		s.reconcile("hello")
+		s.scale("hello", 0)
+		s.pods("hello", 0)
+		s.reconcile("hello")
+		s.writes = nil
+		if err := s.Delete(s.Context(), s.function("hello")); err != nil {
+			s.Fatal(err)
+		}
+		s.reconcile("hello")
+		s.wrote("delete *v2.HorizontalPodAutoscaler sluice-hello")
+		s.wantGone("hello")
+	})
+}
+
 // What sleeps by the queue, and may not any more, is woken, and needs no finalizer then.
 func TestQueueRemoved(t *testing.T) {
 	inStory(t, queueWorld(1), func(s *story) {

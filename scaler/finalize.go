@@ -33,7 +33,7 @@ func (r *Reconciler) patchFinalizer(ctx context.Context, fn *v1alpha1.Function, 
 }
 
 // needsFinalizer tells whether the Function must not go without its workload being looked after: one with traffic has a
-// gate, also at a zero that somebody else wrote, and any other is left asleep only if it may sleep.
+// gate, also at a zero that somebody else wrote, and any other is put to sleep only if it may sleep.
 func needsFinalizer(fn *v1alpha1.Function) bool { return fn.Spec.Traffic != nil || fn.MaySleep() }
 
 // finalize lets a Function go: it wakes the workload if that is at zero, waits with the gate in the path until a pod
@@ -72,6 +72,10 @@ func (r *Reconciler) wakeForGood(ctx context.Context, w *world, rec *record) (le
 		return 0, nil
 	}
 	l := look{now: now, fn: w.fn, seen: r.observed(w, rec.mem), mem: rec.mem}
+	ours := l.seen.Slept || (rec.transition != nil && rec.transition.Reason == reasonSleeping)
+	if w.replicas() == 0 && w.fn.Spec.Traffic == nil && !ours {
+		return 0, nil // with no gate to take away, a zero is the affair of whoever wrote it
+	}
 	if ready, old := l.readySinceZero(); w.replicas() > 0 && ready {
 		return 0, nil
 	} else if w.replicas() > 0 && old {

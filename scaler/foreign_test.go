@@ -8,6 +8,7 @@ import (
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
@@ -76,4 +77,50 @@ func TestForeignHPA(t *testing.T) {
 			s.Errorf("the user's HorizontalPodAutoscaler was changed: %+v", got.Spec)
 		}
 	})
+}
+
+// A HorizontalPodAutoscaler leaves alone a zero that it did not write. So whoever makes one for a function that Sluice has
+// put to sleep gets it awake; without that a function without a gate would never run again.
+func TestForeignHPATakesOver(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		objects []client.Object
+		asleep  func(s *story)
+	}{
+		{"with a gate", awakeWorld(newFunction("hello")), func(s *story) {
+			s.metrics("hello", 0, 0)
+			s.fallAsleep("hello")
+		}},
+		{"without", queueWorld(1), func(s *story) {
+			s.reconcile("hello")
+			s.quiet("hello", 11*time.Second)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inStory(t, tt.objects, func(s *story) {
+				tt.asleep(s)
+				s.writes = nil
+				foreign := &autoscalingv2.HorizontalPodAutoscaler{
+					ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "mine"},
+					Spec: autoscalingv2.HorizontalPodAutoscalerSpec{
+						ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{Kind: "Deployment", Name: "hello"},
+					},
+				}
+				if err := s.Create(s.Context(), foreign); err != nil {
+					s.Fatal(err)
+				}
+				s.reconcile("hello")
+				s.wrote("scale hello 0 -> 1", "delete *v2.HorizontalPodAutoscaler sluice-hello")
+
+				// From then on a zero is that HorizontalPodAutoscaler's, or whoever's wrote it.
+				s.reconcile("hello")
+				s.scale("hello", 0)
+				s.reconcile("hello")
+				s.reconcile("hello")
+				if got := s.replicas("hello"); got != 0 {
+					s.Errorf("%d replicas, want 0", got)
+				}
+			})
+		})
+	}
 }
