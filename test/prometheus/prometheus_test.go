@@ -216,10 +216,9 @@ const password, passwordHash = "open sesame", "$2a$04$6Mw1Vy7Kz/F4B4xQWEG8E./Zmo
 
 // A real server wants what Secrets hold: a user with a password, and a client certificate.
 func TestCredentials(t *testing.T) {
-	authority, stranger := newAuthority(t), newAuthority(t)
-	serverCert, serverKey := authority.leaf(t)
-	clientCert, clientKey := authority.leaf(t)
-	strangerCert, strangerKey := stranger.leaf(t)
+	serverCert, serverKey := selfSigned(t)
+	clientCert, clientKey := selfSigned(t)
+	strangerCert, strangerKey := selfSigned(t)
 	dir := t.TempDir()
 	file := func(name, content string) string {
 		path := filepath.Join(dir, name)
@@ -238,16 +237,16 @@ func TestCredentials(t *testing.T) {
 		return data
 	}
 	s := source(t, map[string]map[string]string{
-		"right":          secret("alice", password, authority.pem, clientCert, clientKey),
-		"wrong-password": secret("alice", "close sesame", authority.pem, clientCert, clientKey),
-		"no-user":        secret("", "", authority.pem, clientCert, clientKey),
-		"no-certificate": secret("alice", password, authority.pem, "", ""),
-		"stranger":       secret("alice", password, authority.pem, strangerCert, strangerKey),
-		"wrong-ca":       secret("alice", password, stranger.pem, clientCert, clientKey),
+		"right":          secret("alice", password, serverCert, clientCert, clientKey),
+		"wrong-password": secret("alice", "close sesame", serverCert, clientCert, clientKey),
+		"no-user":        secret("", "", serverCert, clientCert, clientKey),
+		"no-certificate": secret("alice", password, serverCert, "", ""),
+		"stranger":       secret("alice", password, serverCert, strangerCert, strangerKey),
+		"wrong-ca":       secret("alice", password, strangerCert, clientCert, clientKey),
 		"user-alone":     secret("alice", password, "", "", ""),
 	})
 	users := map[string]string{"alice": passwordHash}
-	tls := &TLS{Cert: file("server.crt", serverCert), Key: file("server.key", serverKey), ClientCA: file("ca.crt", authority.pem)}
+	tls := &TLS{Cert: file("server.crt", serverCert), Key: file("server.key", serverKey), ClientCA: file("ca.crt", clientCert)}
 	encrypted, plain := start(t, Options{Users: users, TLS: tls}), start(t, Options{Users: users})
 	for _, tt := range []struct{ server, secret, wantErr string }{
 		{encrypted.URL, "right", ""},
