@@ -53,10 +53,7 @@ var presets = map[v1alpha1.PodMetricsPreset]preset{
 		port: 8080, path: "/metrics",
 		Names: Names{
 			Requests: counters("function_calls_total", "kubeless_calls_total"), // the latter by .NET
-			Duration: []Distribution{
-				seconds("function_duration_seconds"),
-				seconds("kubeless_function_duration_seconds"), seconds("kubeless_duration_seconds"),
-			},
+			Duration: []Distribution{seconds("function_duration_seconds"), seconds("kubeless_function_duration_seconds")},
 		},
 	},
 	v1alpha1.OpenTelemetry: {
