@@ -3,6 +3,7 @@ package adapter
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
@@ -72,5 +73,67 @@ func TestBroadFirst(t *testing.T) {
 				t.Errorf("questions (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// rule is one of RBAC: of a ClusterRoleBinding where it has no namespace, of all objects where it has no names.
+type rule struct {
+	namespace, subresource string
+	names                  []string
+}
+
+// rbac decides as the API server's RBAC does (plugin/pkg/auth/authorizer/rbac of k8s.io/kubernetes), by what attributes
+// of objects matter to it.
+type rbac []rule
+
+func (rules rbac) authorize(_ context.Context, a authorizer.Attributes) (authorizer.Decision, string, error) {
+	for _, r := range rules {
+		if (r.namespace == "" || r.namespace == a.GetNamespace()) && (r.subresource == "*" || r.subresource == a.GetSubresource()) &&
+			(len(r.names) == 0 || slices.Contains(r.names, a.GetName())) {
+			return authorizer.DecisionAllow, "", nil
+		}
+	}
+	return authorizer.DecisionNoOpinion, "", nil
+}
+
+// TestBroadFirstAllowsWhatRBACDoes goes through all pairs of rules, and all that may be asked.
+func TestBroadFirstAllowsWhatRBACDoes(t *testing.T) {
+	var rules []rule
+	for _, namespace := range []string{"", "a", "b"} {
+		for _, subresource := range []string{"*", "rate", "lag"} {
+			for _, names := range [][]string{nil, {"x"}, {"x", "y"}, {"*"}} {
+				rules = append(rules, rule{namespace, subresource, names})
+			}
+		}
+	}
+	allowed, refused := 0, 0
+	ask := func(world rbac, a authorizer.Attributes) {
+		want, _, _ := world.authorize(t.Context(), a)
+		got, _, err := broadFirst(authorizer.AuthorizerFunc(world.authorize)).Authorize(t.Context(), a)
+		if err != nil || got != want {
+			t.Fatalf("by %+v, %s/%s/%s is %v, %v; RBAC says %v", world, a.GetNamespace(), a.GetName(), a.GetSubresource(), got, err, want)
+		}
+		if got == authorizer.DecisionAllow {
+			allowed++
+		} else {
+			refused++
+		}
+	}
+	for i, first := range rules {
+		for _, second := range rules[i:] {
+			for _, namespace := range []string{"", "a", "b"} {
+				for _, name := range []string{"", "x", "y", "*"} {
+					for _, subresource := range []string{"rate", "lag"} {
+						ask(rbac{first, second}, authorizer.AttributesRecord{
+							User: &user.DefaultInfo{Name: "u"}, Verb: "get", Namespace: namespace, Resource: "functions.sluice.dev",
+							Subresource: subresource, Name: name, ResourceRequest: true,
+						})
+					}
+				}
+			}
+		}
+	}
+	if allowed == 0 || refused == 0 {
+		t.Errorf("%d allowed, %d refused: nothing was shown", allowed, refused)
 	}
 }
