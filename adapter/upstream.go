@@ -316,18 +316,20 @@ func (f *forward) end() error {
 	return f.failed
 }
 
-// boundedBody breaks an answer off that is too long, and notes one that breaks off by itself.
+// boundedBody breaks an answer off that is too long, and notes one that breaks off by itself: that one is a failure,
+// while of the other there is less for who asks for less.
 type boundedBody struct {
 	io.Reader
 	forward *forward
-	left    int64
+	left    int
 }
 
 func (b *boundedBody) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
-	if b.left -= int64(n); b.left < 0 {
-		err = fmt.Errorf("it answers with more than %d MiB", maxUpstreamBody>>20)
+	if n > b.left {
+		return b.left, fmt.Errorf("it answers with more than %d MiB", maxUpstreamBody>>20)
 	}
+	b.left -= n
 	if err != nil && !errors.Is(err, io.EOF) {
 		b.forward.failed = fmt.Errorf("its answer broke off: %w", err)
 	}

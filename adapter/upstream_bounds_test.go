@@ -44,6 +44,34 @@ func TestAnAnswerThatBreaksOff(t *testing.T) {
 	}
 }
 
+// TestAFloodIsBrokenOff where its length was not known before, and is no failure: who asks for less gets it.
+func TestAFloodIsBrokenOff(t *testing.T) {
+	other := newOtherAdapter(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		for chunk := make([]byte, 1<<20); ; {
+			if _, err := w.Write(chunk); err != nil {
+				return
+			}
+		}
+	})
+	u := newTestUpstream(t, other)
+	u.timeout = time.Minute
+	front := httptest.NewServer(u)
+	defer front.Close()
+	resp, err := http.Get(front.URL + othersRead)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	n, err := io.Copy(io.Discard, resp.Body)
+	if err == nil || n > maxUpstreamBody {
+		t.Errorf("%d bytes were passed on, %v; want at most %d and an error", n, err, maxUpstreamBody)
+	}
+	if got := u.breaker.Counts().ConsecutiveFailures; got != 0 {
+		t.Errorf("%d failures, want none", got)
+	}
+}
+
 func TestACallerWhoLeavesIsNoFailure(t *testing.T) {
 	arrived := make(chan struct{})
 	other := newOtherAdapter(t, func(_ http.ResponseWriter, r *http.Request) {
