@@ -1,9 +1,11 @@
 // Package adapter is the aggregated API server that serves functions' values as custom.metrics.k8s.io, v1beta1 and
-// v1beta2, for functions.sluice.dev.
+// v1beta2, and external.metrics.k8s.io: for functions.sluice.dev, and for what stands for a function elsewhere, its
+// workload, Service and pods.
 //
 // It hides the Kubernetes side of serving: the API's shapes and errors, delegated authentication and authorization,
-// and a serving certificate that it issues, shares between replicas and rotates itself. The values come from a Reader;
-// answering a request does no I/O beyond asking the API server who the caller is.
+// a serving certificate that it issues, shares between replicas and rotates itself, and other adapters beside it. The
+// values come from a Reader; answering for them does no I/O beyond asking the API server who the caller is. What is not
+// Sluice's is asked of another adapter, where there is one.
 package adapter
 
 import (
@@ -69,10 +71,6 @@ type Options struct {
 	dialUpstream func(ctx context.Context, network, address string) (net.Conn, error)
 	// discoverEvery is the time between two looks at what an upstream serves; zero is discoverEvery's.
 	discoverEvery time.Duration
-	// upstreams answer what is not ours; nil is nobody.
-	upstreams *upstreams
-	// draining is closed when the adapter begins to say that it is not ready.
-	draining <-chan struct{}
 }
 
 func (o Options) complete() (Options, error) {
@@ -133,10 +131,10 @@ func Run(ctx context.Context, o Options) error {
 	// Of the server; the certificate is looked after until it has drained.
 	kept, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	if o.upstreams, err = newUpstreams(o, metrics, logr.FromContextOrDiscard(ctx)); err != nil {
+	others, err := newUpstreams(o, metrics, logr.FromContextOrDiscard(ctx))
+	if err != nil {
 		return err
 	}
-	o.draining = ctx.Done()
 	var serving atomic.Bool
 	answering := func() bool { return serving.Load() && ctx.Err() == nil && o.Ready() == nil }
 	if files := o.Server.SecureServing.ServerCert.CertKey; files.CertFile == "" && files.KeyFile == "" {
@@ -153,12 +151,11 @@ func Run(ctx context.Context, o Options) error {
 		o.Server.SecureServing.ServerCert.GeneratedCert = k.serving
 		running.Go(func() { k.run(kept) })
 	}
-	server, err := newServer(ctx, o)
+	server, err := newServer(ctx, o, others)
 	if err != nil {
 		return err
 	}
-	o.upstreams.install(server.GenericAPIServer)
-	running.Go(func() { o.upstreams.run(kept) })
+	running.Go(func() { others.run(kept) })
 	err = server.GenericAPIServer.AddPostStartHook("sluice-serving", func(genericapiserver.PostStartHookContext) error {
 		serving.Store(true)
 		return nil

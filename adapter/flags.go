@@ -30,7 +30,7 @@ type Upstreams struct {
 	// external.metrics.k8s.io, as NAMESPACE/SERVICE[:PORT]. Port 443 where there is none. Empty: no other adapter.
 	CustomMetrics, ExternalMetrics string
 	// CAFile has the certificates, in PEM, of the authorities that vouch for their serving certificates, which must be
-	// for SERVICE.NAMESPACE.svc. Read again when it changes. Default: the system's.
+	// for SERVICE.NAMESPACE.svc. Read again every 5 minutes. Default: the system's.
 	CAFile string
 	// TokenFile has the bearer token that they are asked with. Read again every minute. Default: that of
 	// Options.Config, the ServiceAccount's.

@@ -75,9 +75,10 @@ func (o *ServerOptions) Validate() []error {
 	return append(o.CustomMetricsAdapterServerOptions.Validate(), o.Tracing.Validate()...)
 }
 
-// newServer builds the generic API server, and listens. It is what the library's own builder does, without its
-// self-signed certificates, its in-cluster client and its RESTMapper, which never learns of new kinds.
-func newServer(ctx context.Context, o Options) (*apiserver.CustomMetricsAdapterServer, error) {
+// newServer builds the generic API server, and listens; others answer for what is not ours, and nil is nobody. From the
+// end of ctx callers are asked to leave. It is what the library's own builder does, without its self-signed
+// certificates, its in-cluster client and its RESTMapper, which never learns of new kinds.
+func newServer(ctx context.Context, o Options, others *upstreams) (*apiserver.CustomMetricsAdapterServer, error) {
 	if errs := o.Server.Validate(); len(errs) > 0 {
 		return nil, utilerrors.NewAggregate(errs)
 	}
@@ -92,7 +93,7 @@ func newServer(ctx context.Context, o Options) (*apiserver.CustomMetricsAdapterS
 	config.EnableMetrics = o.Server.EnableMetrics
 	config.ShutdownDelayDuration = o.DrainDelay
 	config.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
-		return leave(o.draining, genericapiserver.DefaultBuildHandlerChain(o.upstreams.handler(refuseBadSelectors(api)), c))
+		return leave(ctx.Done(), genericapiserver.DefaultBuildHandlerChain(others.handler(refuseBadSelectors(api)), c))
 	}
 	config.AddReadyzChecks(healthz.NamedCheck("values", func(*http.Request) error { return o.Ready() }))
 
@@ -106,6 +107,7 @@ func newServer(ctx context.Context, o Options) (*apiserver.CustomMetricsAdapterS
 	if err := installDiscovery(server.GenericAPIServer, metrics); err != nil {
 		return nil, err
 	}
+	others.install(server.GenericAPIServer)
 	installMetrics(server.GenericAPIServer, o.Registry)
 	return server, nil
 }

@@ -209,7 +209,7 @@ func TestTracingConfigurationThatIsWrong(t *testing.T) {
 		}
 		flags(t, "--tracing-config-file="+file)(&o)
 		o.Server.SecureServing.BindPort = 0
-		if _, err := newServer(t.Context(), o); err == nil || !strings.Contains(err.Error(), "racing") {
+		if _, err := newServer(t.Context(), o, nil); err == nil || !strings.Contains(err.Error(), "racing") {
 			t.Errorf("%s: error %v, want one of tracing", name, err)
 		}
 	}
