@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -120,13 +121,15 @@ func (c *credentials) setAuthorization(username, password, token entry) error {
 	return nil
 }
 
-// replacer puts something else for each of the values that is not empty.
+// replacer puts something else for each of the values that is not empty, also where it is in quotes and escaped.
 func replacer(values ...string) *strings.Replacer {
 	var pairs []string
 	for _, v := range values {
-		if v != "" {
-			pairs = append(pairs, v, "[hidden]")
+		if v == "" {
+			continue
 		}
+		quoted := strconv.Quote(v)
+		pairs = append(pairs, v, "[hidden]", quoted[1:len(quoted)-1], "[hidden]")
 	}
 	return strings.NewReplacer(pairs...)
 }

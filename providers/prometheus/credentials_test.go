@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -390,4 +391,43 @@ func TestNoErrorShowsACredential(t *testing.T) {
 	check("userinfo and no URL", query("http://u:"+canary+"@%zz"))
 	check("userinfo and another scheme", query("ftp://"+canary+"@127.0.0.1"))
 	all.Wait()
+}
+
+// A parser quotes a few bytes around what it does not understand, and quotes them escaped: no piece of a credential is
+// shown so either.
+func TestNoErrorShowsPartOfACredential(t *testing.T) {
+	const token, password = "abcdefghijklmnopqrstuvwxyz-0123456789", `pass"word\of"alice`
+	pieces := func(s string) (all []string) {
+		for i := range len(s) - 7 {
+			all = append(all, s[i:i+7])
+		}
+		return all
+	}
+	forbidden := slices.Concat(pieces(token), []string{`pass"word`, `pass\"word`, `pass\\\"word`})
+	for _, result := range []string{`"scalar","result":[1,%q]`, `"vector","result":%q`, `"vector","result":[{"value":%q}]`, `%q,"result":[]`} {
+		srv := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			said := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+			if _, p, ok := r.BasicAuth(); ok {
+				said = p
+			}
+			says(w, http.StatusOK, fmt.Sprintf(`{"status":"success","data":{"resultType":`+result+`}}`, said))
+		})
+		v := &vault{}
+		v.put("shop", "bearer", map[string]string{"token": token})
+		v.put("shop", "basic", map[string]string{"username": "alice", "password": password})
+		s := newSource(t, v)
+		for _, secret := range []string{"bearer", "basic"} {
+			_, err := measure(t, s, withAuth(query(srv.URL), secret))
+			if err == nil {
+				t.Errorf("%s: no error", result)
+				continue
+			}
+			for _, piece := range forbidden {
+				if strings.Contains(err.Error(), piece) {
+					t.Errorf("%s: %s shows %q", result, err, piece)
+					break
+				}
+			}
+		}
+	}
 }

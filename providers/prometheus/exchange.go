@@ -125,7 +125,9 @@ func (c *client) explain(ctx context.Context, err error, status int, began time.
 // describe tells what the server said, and what to do about it.
 func describe(e *promv1.Error, status int) string {
 	if status/100 == 2 && e.Type == promv1.ErrBadResponse {
-		return "it is not that of a Prometheus API: " + e.Msg
+		// Not the bytes that the parser quotes from around the place: they may be a piece of anything.
+		what, _, _ := strings.Cut(e.Msg, ", error found in #")
+		return "it is not that of a Prometheus API: " + what
 	}
 	said := string(e.Type) + ": " + e.Msg
 	if e.Detail != "" {
