@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -195,44 +194,4 @@ func TestSeriesIsBounded(t *testing.T) {
 			t.Errorf("increase before the step = %v", got)
 		}
 	})
-}
-
-// TestConcurrentUse is for the race detector.
-func TestConcurrentUse(t *testing.T) {
-	store := NewStore(Intervals{})
-	acts := []Endpoint{
-		{Target: Target{Kind: Activator, Address: "a:1"}, Ready: true, Expected: true},
-		{Target: Target{Kind: Activator, Address: "b:1"}, Ready: true, Expected: true},
-	}
-	var wg sync.WaitGroup
-	for i := range 4 {
-		wg.Go(func() {
-			for n := range 300 {
-				switch i {
-				case 0:
-					store.SetActivators(acts[:1+n%2])
-					store.SetFunction(proxied, nil)
-				case 1:
-					for _, a := range acts {
-						_ = store.Record(a.Target, time.Now(), &Measurement{Functions: map[types.NamespacedName]Reading{
-							hello: {Started: float64(n)},
-						}}, nil)
-					}
-				case 2:
-					store.DeleteFunction(hello)
-					store.Stats()
-				default:
-					for _, info := range store.List("default") {
-						_, _ = store.Value(info.Name, v1alpha1.RequestsPerSecond)
-						_, _ = store.Info(info.Name)
-					}
-				}
-			}
-		})
-	}
-	wg.Wait()
-	store.SetFunction(proxied, nil)
-	if infos := store.List("default"); len(infos) != 1 || infos[0].Name != hello {
-		t.Errorf("List = %v, want hello", infos)
-	}
 }
