@@ -139,12 +139,15 @@ images: ## the images as docker-archive files, .cluster/images/NAME.tar
 	  $(CLUSTER) image -o $(STATE)/images/$$i.tar -name docker.io/sluice/$$i:dev -binary $(BUILD)/$$i; \
 	done
 
+# The APIServices that the kustomization brings: an overlay may leave them to another adapter.
+APISERVICES = $$($(KUBECTL) kustomize $(KUSTOMIZATION) | sed -n 's/^  name: \(v1beta[0-9]*\.custom\.metrics\.k8s\.io\)$$/\1/p')
+
 .PHONY: install
 install: ## manifests into the current kubeconfig (KUSTOMIZATION=dir for an overlay of your own)
-	@for v in v1beta1 v1beta2; do \
-	  owner=$$($(KUBECTL) get apiservice $$v.custom.metrics.k8s.io --ignore-not-found -o 'jsonpath={.spec.service.namespace}/{.spec.service.name}'); \
+	@for a in $(APISERVICES); do \
+	  owner=$$($(KUBECTL) get apiservice $$a --ignore-not-found -o 'jsonpath={.spec.service.namespace}/{.spec.service.name}'); \
 	  case "$$owner" in ""|sluice-system/sluice-adapter) ;; \
-	  *) echo "install: APIService $$v.custom.metrics.k8s.io belongs to $$owner; remove that adapter first. Nothing was changed."; exit 1;; esac; \
+	  *) echo "install: APIService $$a belongs to $$owner. Remove that adapter, or keep it: docs/operations.md, Beside prometheus-adapter. Nothing was changed."; exit 1;; esac; \
 	done
 	@owner=$$($(KUBECTL) get apiservice v1beta1.external.metrics.k8s.io --ignore-not-found -o 'jsonpath={.spec.service.namespace}/{.spec.service.name}'); \
 	case "$$owner" in ""|sluice-system/sluice-adapter) ;; \
@@ -155,7 +158,7 @@ install: ## manifests into the current kubeconfig (KUSTOMIZATION=dir for an over
 .PHONY: wait-installed
 wait-installed:
 	@for d in adapter activator scaler; do $(KUBECTL) -n sluice-system rollout status deployment/sluice-$$d --timeout=180s; done
-	@$(KUBECTL) wait --for=condition=Available --timeout=60s apiservice/v1beta1.custom.metrics.k8s.io apiservice/v1beta2.custom.metrics.k8s.io
+	@for a in $(APISERVICES); do $(KUBECTL) wait --for=condition=Available --timeout=60s apiservice/$$a; done
 
 # Functions go first, while the scaler is there to wake what sleeps; it waits for a ready pod for as long as the
 # Function's activation.timeout, 10m at most. An APIService that belongs to another adapter stays. The one of external
