@@ -163,6 +163,7 @@ func (l allowList) allows(s server) bool {
 // Addresses besides link-local ones at which clouds serve credentials to whoever runs on their machines.
 var metadataServers = []netip.Addr{
 	netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("fd20:ce::254"), netip.MustParseAddr("100.100.100.200"),
+	netip.MustParseAddr("168.63.129.16"),
 }
 
 // checkAddress is a net.Dialer's Control that refuses addresses that are not those of a server that others can reach

@@ -166,7 +166,7 @@ func TestAddressesOfTheMachineItself(t *testing.T) {
 		"10.0.0.7:9090": true, "192.0.2.1:80": true, "[fd00::1]:80": true, "[2001:db8::1]:80": true,
 		"127.0.0.1:9090": false, "127.8.8.8:1": false, "[::1]:80": false, "0.0.0.0:80": false, "[::]:80": false,
 		"169.254.169.254:80": false, "169.254.0.1:80": false, "[fe80::1%eth0]:80": false, "[::ffff:169.254.169.254]:80": false,
-		"[fd00:ec2::254]:80": false, "100.100.100.200:80": false, "224.0.0.1:80": false, "nonsense": false,
+		"[fd00:ec2::254]:80": false, "100.100.100.200:80": false, "168.63.129.16:80": false, "224.0.0.1:80": false, "nonsense": false,
 	} {
 		if err := checkAddress("tcp", address, nil); (err == nil) != want {
 			t.Errorf("%s: %v, want it to be allowed: %t", address, err, want)
