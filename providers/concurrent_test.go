@@ -315,3 +315,46 @@ func TestWhatIsGoneIsForgotten(t *testing.T) {
 		}
 	})
 }
+
+// TestFunctionsInALoopLeaveNothing: what is made and deleted, as by a platform that has a function for each job, is not
+// kept anywhere once no window reaches back to it.
+func TestFunctionsInALoopLeaveNothing(t *testing.T) {
+	inWorld(t, direct, func(w *world) {
+		a := activators(1)[0]
+		w.store.SetActivators([]Endpoint{a})
+		for i := range 500 {
+			fn := []Function{direct, proxied, timed}[i%3]
+			fn.Name = types.NamespacedName{Namespace: fmt.Sprint("job-", i), Name: "hello"}
+			fn.Workload, fn.Service = Object{Resource: deployments, Name: "hello"}, Object{Resource: services, Name: "hello"}
+			e, q := pod(i, 0).Endpoint, ask("depth", "a")
+			e.Function, q.Function = fn.Name, fn.Name
+			w.store.SetFunction(fn, []Endpoint{e, q})
+			for range 3 {
+				pass(time.Second)
+				for _, target := range []Target{a.Target, e.Target, q.Target} {
+					m := &Measurement{Functions: map[types.NamespacedName]Reading{fn.Name: {Started: float64(i)}}}
+					if err := w.store.Record(target, time.Now(), m, nil); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			w.store.List(fn.Name.Namespace)
+			w.store.Pods("")
+			w.store.DeleteFunction(fn.Name)
+		}
+		pass(time.Second)
+		if err := w.store.Record(a.Target, time.Now(), &Measurement{}, nil); err != nil {
+			t.Fatal(err)
+		}
+		s := w.store
+		left := map[string]int{
+			"functions": len(s.functions), "targets": len(s.targets) - 1, "namespaces": len(s.namespaces) - 1, "owners": len(s.owners),
+			"pods": len(s.pods), "fading": len(s.fading), "tracks": len(s.targets[a.Target].tracks), "listed": len(s.namespaces[""].functions),
+		}
+		for what, n := range left {
+			if n != 0 {
+				t.Errorf("%d %s are left", n, what)
+			}
+		}
+	})
+}
