@@ -113,10 +113,13 @@ func parseService(text string) (serviceRef, error) {
 	return s, nil
 }
 
-// validate checks what AddFlags sets. The errors name the flags.
+// validate checks what the flags set. The errors name them.
 func (o Options) validate() error {
 	u := o.Upstreams
 	var errs []error
+	if s := o.Server.SecureServing; s.BindPort == 0 && s.Listener == nil {
+		errs = append(errs, errors.New("--secure-port: 0 is no port to serve on, and nothing else is served on"))
+	}
 	for _, named := range []struct{ flag, text string }{
 		{flagUpstreamCustom, u.CustomMetrics}, {flagUpstreamExternal, u.ExternalMetrics},
 	} {

@@ -24,14 +24,16 @@ func TestOptionsAreChecked(t *testing.T) {
 		{name: "a stranger and a token for it", flags: "--upstream-custom-metrics=a/b --upstream-insecure-skip-tls-verify --upstream-token-file=x"},
 		{name: "verified or not", flags: "--upstream-insecure-skip-tls-verify --upstream-token-file=x --upstream-ca-file=y", says: "exclude each other"},
 		{name: "before it began", flags: "--upstream-timeout=-1s", says: "--upstream-timeout: -1s is negative"},
+		{name: "no port", flags: "--secure-port=0", says: "--secure-port: 0 is no port to serve on"},
 		{name: "off", flags: "--external-metrics=Off"},
 		{name: "neither on nor off", flags: "--external-metrics=on", says: `--external-metrics: "on" is neither Auto nor Off`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			o := Options{Config: &rest.Config{}, Reader: functions}
+			o := Options{Config: &rest.Config{}, Reader: functions, Server: NewServerOptions()}
 			flags := pflag.NewFlagSet("adapter", pflag.ContinueOnError)
 			o.AddFlags(flags)
+			o.Server.AddFlags(flags)
 			if err := flags.Parse(strings.Fields(tt.flags)); err != nil {
 				t.Fatal(err)
 			}
