@@ -25,7 +25,8 @@ type options struct {
 	allow     []string // servers that Functions may query; see prometheus.Options
 }
 
-func (o *options) validate() error {
+// complete checks the flags, and says to package adapter what they say.
+func (o *options) complete() error {
 	var errs []error
 	for _, i := range []struct {
 		flag  string
@@ -37,12 +38,15 @@ func (o *options) validate() error {
 			errs = append(errs, fmt.Errorf("--%s: %s is less than 100ms", i.flag, i.every))
 		}
 	}
+	if o.adapter.DrainDelay == 0 {
+		o.adapter.DrainDelay = -1 // none, where Options has its default for zero
+	}
 	return errors.Join(errs...)
 }
 
 // run measures until the server has drained, so that it is not drained with values that grow stale.
 func run(ctx context.Context, o options) (err error) {
-	if err := o.validate(); err != nil {
+	if err := o.complete(); err != nil {
 		return err
 	}
 	if o.adapter.Config, err = ctrlconfig.GetConfig(); err != nil {
