@@ -240,20 +240,26 @@ func (all *upstreams) serveDiscovery(w http.ResponseWriter, r *http.Request, ver
 	discovery.NewAPIVersionHandler(apiserver.Codecs, version, lister).ServeHTTP(w, r)
 }
 
-// merged are our own resources and those of an upstream that are not among them.
+// merged are our own resources and those of an upstream that are not among them. A metric that says of its object that it
+// is namespaced, where another said that it is not, is left out: for one such the aggregated form of discovery refuses
+// all. So is one without a name.
 func (all *upstreams) merged(version schema.GroupVersion, found *discovered) []metav1.APIResource {
 	merged := slices.Clone(all.own[version.Group])
 	if found == nil {
 		return merged
 	}
-	known := map[string]bool{}
+	known, namespaced := map[string]bool{}, map[string]bool{}
 	for _, r := range merged {
-		known[r.Name] = true
+		object, _, _ := strings.Cut(r.Name, "/")
+		known[r.Name], namespaced[object] = true, r.Namespaced
 	}
 	for _, r := range found.versions[version.Version] {
-		if !known[r.Name] {
-			merged = append(merged, r)
+		object, metric, ofObject := strings.Cut(r.Name, "/")
+		if scope, ok := namespaced[object]; known[r.Name] || object == "" || ofObject && metric == "" || ok && scope != r.Namespaced {
+			continue
 		}
+		known[r.Name], namespaced[object] = true, r.Namespaced
+		merged = append(merged, r)
 	}
 	return merged
 }

@@ -7,7 +7,12 @@ import (
 	"testing"
 	"time"
 
+	gocmp "github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/endpoints"
 	"k8s.io/client-go/discovery"
+	"k8s.io/metrics/pkg/apis/custom_metrics"
 )
 
 // TestDiscoveryShowsBoth in its old and in its aggregated form.
@@ -76,6 +81,32 @@ func TestDiscoveryShowsBoth(t *testing.T) {
 	})
 	if names(version)["pods/memory"] != 1 {
 		t.Error("what the upstream served is forgotten while it is down")
+	}
+}
+
+// TestDiscoveryLeavesOutWhatContradicts: one resource that the aggregated form of discovery has no place for hides no
+// other.
+func TestDiscoveryLeavesOutWhatContradicts(t *testing.T) {
+	all := &upstreams{own: map[string][]metav1.APIResource{custom_metrics.GroupName: {
+		{Name: "pods/requests_per_second", Namespaced: true}, {Name: "namespaces/requests_per_second"},
+	}}}
+	found := &discovered{versions: map[string][]metav1.APIResource{"v1beta2": {
+		{Name: "pods/lies"}, {Name: "namespaces/lies", Namespaced: true}, {Name: "nodes"}, {Name: "nodes/lies", Namespaced: true},
+		{Name: ""}, {Name: "/lies"}, {Name: "pods/"}, {Name: "pods/requests_per_second", Namespaced: true, Kind: "theirs"},
+		{Name: "pods/memory", Namespaced: true}, {Name: "pods/memory", Namespaced: true}, {Name: "nodes/memory"},
+	}}}
+	version := schema.GroupVersion{Group: custom_metrics.GroupName, Version: "v1beta2"}
+	merged := all.merged(version, found)
+	var got []string
+	for _, r := range merged {
+		got = append(got, r.Name+r.Kind)
+	}
+	want := []string{"pods/requests_per_second", "namespaces/requests_per_second", "nodes", "pods/memory", "nodes/memory"}
+	if diff := gocmp.Diff(want, got); diff != "" {
+		t.Error("-want +got:\n" + diff)
+	}
+	if _, err := endpoints.ConvertGroupVersionIntoToDiscovery(merged); err != nil {
+		t.Error(err)
 	}
 }
 
