@@ -85,8 +85,12 @@ func scalingActive(w *world, d decision) (status metav1.ConditionStatus, reason,
 		p = w.first(v1alpha1.ConditionReady)
 	case p == nil && d.To == 0 && w.fn.Spec.Scale.MinReplicas > 0:
 		// The HorizontalPodAutoscaler takes a zero for "hands off".
+		remedy := "scale it to 1"
+		if w.fn.Spec.Traffic != nil {
+			remedy = "send the function a request or " + remedy
+		}
 		p = &problem{Reason: "ZeroReplicas", Message: fmt.Sprintf("%s is at 0 replicas below spec.scale.minReplicas %d, "+
-			"which suspends scaling; send the function a request or scale it to 1", w.workloadWords(), w.fn.Spec.Scale.MinReplicas)}
+			"which suspends scaling; %s", w.workloadWords(), w.fn.Spec.Scale.MinReplicas, remedy)}
 	case p == nil && len(names) == 0 && !w.fn.MaySleep():
 		p = &problem{Reason: "NothingToScaleOn", Message: "spec.metrics is empty and spec.scale.minReplicas above 0; " +
 			"set a metric, or minReplicas 0 to let the function sleep"}

@@ -184,6 +184,18 @@ func TestQueueDeletedAtZero(t *testing.T) {
 	})
 }
 
+// Nobody can send a request to a function without traffic, so that is no remedy.
+func TestZeroReplicasWithoutTraffic(t *testing.T) {
+	fn := newFunction("hello", onQueueAlone, func(fn *v1alpha1.Function) { fn.Spec.Scale.MinReplicas = 1 })
+	inStory(t, []client.Object{fn, newDeployment("hello", 0)}, func(s *story) {
+		s.reconcile("hello")
+		s.wantCondition("hello", "ScalingActive", metav1.ConditionFalse, "ZeroReplicas", "scale it to 1")
+		if got := s.condition("hello", "ScalingActive").Message; strings.Contains(got, "request") {
+			t.Errorf("the remedy is %q", got)
+		}
+	})
+}
+
 // What sleeps by the queue, and may not any more, is woken, and needs no finalizer then.
 func TestQueueRemoved(t *testing.T) {
 	inStory(t, queueWorld(1), func(s *story) {
