@@ -1,7 +1,9 @@
 package scaler
 
 import (
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
@@ -9,6 +11,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
@@ -217,7 +220,24 @@ func TestRenderSlices(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
-	if _, err := (Options{}).complete(); err == nil {
-		t.Error("without RestConfig: no error")
+	for _, tt := range []struct {
+		name string
+		o    Options
+		want string // of the error; empty for none
+	}{
+		{"defaults", Options{RestConfig: &rest.Config{}}, ""},
+		{"no RestConfig", Options{}, "RestConfig is required"},
+		{"ports that are no range", Options{RestConfig: &rest.Config{}, FirstPort: 30000, LastPort: 20000}, "gate ports"},
+		{"polls all the time", Options{RestConfig: &rest.Config{}, PollInterval: time.Millisecond}, "PollInterval 1ms"},
+		// A value that was not read for maxAge is unknown, so that no function would ever sleep.
+		{"polls too rarely", Options{RestConfig: &rest.Config{}, PollInterval: maxAge}, "PollInterval 10s"},
+		{"grace below zero", Options{RestConfig: &rest.Config{}, Grace: -1}, "Grace"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := tt.o.complete()
+			if (err == nil) != (tt.want == "") || (err != nil && !strings.Contains(err.Error(), tt.want)) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
 	}
 }

@@ -38,7 +38,7 @@ type Options struct {
 	HealthAddress string
 	// NoLeaderElection is for a scaler that is sure to be the only one.
 	NoLeaderElection bool
-	// PollInterval is how often metrics of functions that are awake are read. Default 1s.
+	// PollInterval is how often metrics of functions that are awake are read: 100ms to 5s. Default 1s.
 	PollInterval time.Duration
 	// Grace is the time between the proof that the data path reaches the gate and the scale to zero. Default 1s.
 	Grace time.Duration
@@ -69,8 +69,9 @@ func (o Options) complete() (Options, error) {
 	switch {
 	case o.FirstPort < 1024 || o.LastPort > 65535 || o.FirstPort > o.LastPort:
 		return o, fmt.Errorf("scaler options: gate ports %d-%d are not a range within 1024-65535", o.FirstPort, o.LastPort)
-	case o.PollInterval < 100*time.Millisecond:
-		return o, fmt.Errorf("scaler options: PollInterval %s is below 100ms", o.PollInterval)
+	case o.PollInterval < 100*time.Millisecond || o.PollInterval > maxAge/2:
+		// What was not read for maxAge is unknown, and no function would ever sleep.
+		return o, fmt.Errorf("scaler options: PollInterval %s is not between 100ms and %s", o.PollInterval, maxAge/2)
 	case o.Grace < 0:
 		return o, fmt.Errorf("scaler options: Grace %s is negative", o.Grace)
 	}

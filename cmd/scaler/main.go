@@ -23,7 +23,7 @@ func main() {
 	flag.StringVar(&o.Namespace, "namespace", v1alpha1.SystemNamespace, "namespace that Sluice runs in")
 	flag.StringVar(&o.MetricsAddress, "metrics-address", ":8080", "address of /metrics, 0 for none")
 	flag.StringVar(&o.HealthAddress, "health-address", ":8081", "address of /healthz and /readyz, 0 for none")
-	flag.DurationVar(&o.PollInterval, "poll-interval", 0, "how often metrics of functions that are awake are read (default 1s)")
+	flag.DurationVar(&o.PollInterval, "poll-interval", 0, "how often metrics of functions that are awake are read, 100ms to 5s (default 1s)")
 	flag.DurationVar(&o.Grace, "grace", 0, "time between the proof of the data path and the scale to zero (default 1s)")
 	leaderElect := flag.Bool("leader-elect", true, "elect a leader by the Lease sluice-scaler")
 	first := flag.Int("first-port", 20000, "first gate port")
