@@ -72,7 +72,7 @@ func (p functionMetrics) GetMetricByName(
 	if err := checkForm(info.GroupResource, name.Namespace, name.Name); err != nil {
 		return nil, err
 	}
-	if selects(metricSelector) {
+	if excludes(metricSelector) {
 		return nil, errMetricLabels(info.Metric, metricSelector)
 	}
 	switch info.GroupResource {
@@ -93,7 +93,7 @@ func (p functionMetrics) GetMetricByName(
 }
 
 // GetMetricBySelector answers for all objects of a namespace, or of all, whose labels match. Those whose value is not
-// known are left out; see functionMetrics for pods. Metrics have no labels, so metricSelector leaves out all.
+// known are left out; see functionMetrics for pods. Metrics have no labels, so metricSelector leaves out all or none.
 func (p functionMetrics) GetMetricBySelector(
 	_ context.Context, namespace string, selector labels.Selector, info provider.CustomMetricInfo,
 	metricSelector labels.Selector,
@@ -114,7 +114,7 @@ func (p functionMetrics) GetMetricBySelector(
 			"spec.metrics", in(namespace), info.Metric, strings.Join(reserved, ", "))
 	}
 	answer := &custom_metrics.MetricValueList{Items: []custom_metrics.MetricValue{}}
-	if selects(metricSelector) {
+	if excludes(metricSelector) {
 		return answer, nil
 	}
 	for _, d := range objects {
@@ -146,7 +146,7 @@ func (p functionMetrics) pod(name types.NamespacedName, metric string) (*custom_
 func (p functionMetrics) pods(
 	namespace string, selector labels.Selector, metric string, metricSelector labels.Selector,
 ) (*custom_metrics.MetricValueList, error) {
-	if selects(metricSelector) {
+	if excludes(metricSelector) {
 		return nil, errMetricLabels(metric, metricSelector)
 	}
 	var unknown error
@@ -213,7 +213,8 @@ func checked(v providers.Value, err error) (providers.Value, error) {
 	return v, err
 }
 
-func selects(s labels.Selector) bool { return s != nil && !s.Empty() }
+// excludes reports whether a selector of metrics leaves out those that have no labels, which is all of ours.
+func excludes(s labels.Selector) bool { return s != nil && !s.Matches(labels.Set{}) }
 
 // metricValue is v as the API says it.
 func metricValue(object custom_metrics.ObjectReference, metric string, v providers.Value) *custom_metrics.MetricValue {

@@ -45,6 +45,14 @@ func TestGetMetricBySelector(t *testing.T) {
 		{name: "by label", namespace: "default", labels: "app=a", want: []string{"Function default/awake"}},
 		{name: "by label, none", namespace: "default", labels: "app in (b,c)"},
 		{name: "by metric label, none", namespace: "default", selector: "x=y"},
+		{
+			name: "by metric labels that there must not be", namespace: "default", selector: "x!=y,!z",
+			want: []string{"Function default/awake", "Function default/idle"},
+		},
+		{
+			name: "pods, by metric labels that there must not be", resource: "pods", namespace: "default", labels: "app=a", selector: "!z",
+			want: []string{"Pod default/awake-1", "Pod default/awake-3"},
+		},
 		{name: "empty namespace", namespace: "empty"},
 		{name: "all namespaces", want: []string{
 			"Function default/awake", "Function default/idle", "Function other/awake", "Function shop/cart", "Function shop/pay",
