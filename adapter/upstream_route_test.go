@@ -3,8 +3,10 @@ package adapter
 import (
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"testing"
 
+	gocmp "github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/endpoints/request"
 
@@ -120,4 +122,49 @@ func TestWhoseAQuestionIs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzForwardedIsWhatWasAuthorized: what the upstream makes of a path is what the caller was authorized for.
+func FuzzForwardedIsWhatWasAuthorized(f *testing.F) {
+	for _, path := range []string{
+		ownRead, othersRead, "/apis/external.metrics.k8s.io/v1beta1/namespaces/default/s0-cron?labelSelector=a%3Db",
+		customPath + "pods/a%2Fb/memory", customPath + "pods/../memory", customPath + "pods/%2e%2e/memory?a=b;c", customPath + "metrics/quota%3Fx",
+		"/apis/custom.metrics.k8s.io/v1beta2/nodes/a%23/memory", "/apis/custom.metrics.k8s.io/v1beta2/namespaces/a/status/b/c",
+	} {
+		f.Add(path)
+	}
+	resolver := request.RequestInfoFactory{APIPrefixes: sets.NewString("apis")}
+	u := newTestUpstream(f, &otherAdapter{})
+	f.Fuzz(func(t *testing.T, path string) {
+		asked, err := url.ParseRequestURI(path)
+		if err != nil {
+			t.Skip()
+		}
+		r := &http.Request{Method: http.MethodGet, URL: asked}
+		authorized, err := resolver.NewRequestInfo(r)
+		if err != nil {
+			t.Skip()
+		}
+		if _, ok := ask(authorized, asked.Query()); !ok {
+			return
+		}
+		forwarded, err := (&forward{upstream: u, caller: r}).request(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		there, err := url.ParseRequestURI(forwarded.URL.RequestURI())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := resolver.NewRequestInfo(&http.Request{Method: http.MethodGet, URL: there})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := gocmp.Diff(authorized, got); diff != "" {
+			t.Errorf("-authorized +asked for:\n%s", diff)
+		}
+		if diff := gocmp.Diff(asked.Query(), there.Query()); diff != "" {
+			t.Errorf("-authorized +asked for:\n%s", diff)
+		}
+	})
 }
