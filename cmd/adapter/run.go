@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
+	"syscall"
 	"time"
 
 	metrics "github.com/prometheus/client_golang/prometheus"
@@ -58,6 +60,9 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	scraper := requests.NewScraper()
 	scraper.Secrets = secrets
+	if scraper.MaxConnections, err = maxConnections(); err != nil {
+		return err
+	}
 	defer scraper.Close()
 	queries, err := prometheus.New(prometheus.Options{Secrets: secrets, Allow: o.allow})
 	if err != nil {
@@ -92,6 +97,16 @@ func run(ctx context.Context, o options) (err error) {
 		return cause
 	}
 	return nil
+}
+
+// maxConnections is how many of the files that the process may open are for connections to pods and activators: the
+// rest, a tenth, is for whoever reads, and for the API server.
+func maxConnections() (int, error) {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, fmt.Errorf("limit of open files: %w", err)
+	}
+	return int(min(limit.Cur, math.MaxInt32)) / 10 * 9, nil
 }
 
 // readSecrets reads with a client of its own, whose rate is bounded by how long Secrets remembers and not by the

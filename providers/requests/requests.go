@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -45,9 +46,14 @@ type Scraper struct {
 	// Secrets holds the authorities of targets that name a CASecret. Without it they cannot be measured. Set before
 	// the first call of Measure.
 	Secrets Secrets
+	// MaxConnections bounds the connections that are open at a time. The process's limit of open files does so too, but
+	// at it the process cannot be connected to any more. Near MaxConnections connections are closed after their use, and
+	// made anew for the next. Default: no bound. Set before the first call of Measure.
+	MaxConnections int
 
-	transports transports
-	answers    answers
+	connections connections
+	transports  transports
+	answers     answers
 }
 
 var (
@@ -57,10 +63,16 @@ var (
 
 // NewScraper makes a Scraper.
 func NewScraper() *Scraper {
-	return &Scraper{
-		transports: transports{plain: newTransport(), byIdentity: map[identity]*tlsTransport{}},
-		answers:    answers{byTarget: map[providers.Target]*answer{}},
+	s := &Scraper{
+		connections: connections{dialer: newDialer()},
+		transports:  transports{byIdentity: map[identity]*tlsTransport{}},
+		answers:     answers{byTarget: map[providers.Target]*answer{}},
 	}
+	s.transports.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		return s.connections.dial(ctx, network, address, s.MaxConnections)
+	}
+	s.transports.plain = s.transports.newTransport()
+	return s
 }
 
 // Close drops the idle connections.
@@ -92,6 +104,7 @@ func (s *Scraper) measure(req *http.Request, t providers.Target) (*providers.Mea
 		return nil, err
 	}
 	req.Header = http.Header{"Accept": {accept}, "Accept-Encoding": {acceptEncoding}, "User-Agent": {"sluice-adapter"}}
+	req.Close = s.connections.crowded(s.MaxConnections)
 	var last *answer
 	if t.Kind == providers.Activator {
 		if last = s.answers.of(t); last != nil {

@@ -36,6 +36,7 @@ type identity struct {
 
 // transports holds one Transport for http, and one for each TLS identity in use.
 type transports struct {
+	dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	plain *http.Transport
 
 	mu         sync.Mutex // protects following
@@ -50,10 +51,10 @@ type tlsTransport struct {
 
 func newDialer() *net.Dialer { return &net.Dialer{Timeout: dialTimeout, KeepAlive: -1} }
 
-func newTransport() *http.Transport {
+func (ts *transports) newTransport() *http.Transport {
 	return &http.Transport{
 		// No proxy: targets are pod addresses. No keep-alive probes: there is traffic more often than they would be sent.
-		DialContext: newDialer().DialContext,
+		DialContext: ts.dial,
 		// One connection per target, kept for its next turn. It is HTTP/1.1, as for every Transport with a DialContext.
 		MaxIdleConnsPerHost:    1,
 		IdleConnTimeout:        30 * time.Second,
@@ -115,7 +116,7 @@ func (ts *transports) get(id identity, authorities []byte) (*http.Transport, err
 			return nil, errors.New("podMetrics.tls.caRef: ca.crt holds no certificate in PEM")
 		}
 	}
-	transport := newTransport()
+	transport := ts.newTransport()
 	transport.TLSClientConfig = config
 	transport.TLSHandshakeTimeout = dialTimeout
 	ts.byIdentity[id] = &tlsTransport{Transport: transport, used: now}

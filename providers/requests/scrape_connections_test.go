@@ -1,0 +1,95 @@
+package requests
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+	"github.com/sluice-dev/sluice/providers"
+)
+
+// countingPods are n pods that answer with handler, and connected how many connections were made to them.
+func countingPods(t *testing.T, n int, handler http.HandlerFunc) (targets []providers.Target, connected *atomic.Int64) {
+	t.Helper()
+	connected = new(atomic.Int64)
+	for range n {
+		server := httptest.NewUnstartedServer(handler)
+		server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+			if state == http.StateNew {
+				connected.Add(1)
+			}
+		}
+		server.Start()
+		t.Cleanup(server.Close)
+		targets = append(targets, providers.Target{
+			Kind: providers.Pod, Function: hello, Address: strings.TrimPrefix(server.URL, "http://"),
+			Scrape: providers.Scrape{Path: "/metrics", Preset: v1alpha1.Kubeless},
+		})
+	}
+	return targets, connected
+}
+
+// At the limit of open files nobody could connect to the adapter any more.
+func TestMoreTargetsThanConnections(t *testing.T) {
+	targets, connected := countingPods(t, 40, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		_, _ = io.WriteString(w, expositionOfPod(10))
+	})
+	s := NewScraper()
+	t.Cleanup(s.Close)
+	s.MaxConnections = 30
+	const rounds = 5
+	for range rounds {
+		for _, target := range targets {
+			if _, err := s.Measure(t.Context(), target); err != nil {
+				t.Fatal(err)
+			}
+			if open := s.connections.open.Load(); open > 30 {
+				t.Fatalf("%d connections are open, want 30 at most", open)
+			}
+		}
+	}
+	// Some 27 are kept. Were the one that is longest unused closed for each new one, none would ever be there at its turn.
+	if n := connected.Load(); n >= 40*rounds*3/4 {
+		t.Errorf("%d connections were made for %d measurements, want most kept", n, 40*rounds)
+	}
+}
+
+func TestTooManyConnectionsInUse(t *testing.T) {
+	asked, answer := make(chan struct{}, 3), make(chan struct{})
+	targets, _ := countingPods(t, 3, func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-answer
+		w.Header().Set("Content-Type", "text/plain")
+		_, _ = io.WriteString(w, expositionOfPod(10))
+	})
+	s := NewScraper()
+	t.Cleanup(s.Close)
+	s.MaxConnections = 2
+	var running sync.WaitGroup
+	for _, target := range targets[:2] {
+		running.Go(func() {
+			if _, err := s.Measure(t.Context(), target); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	<-asked
+	<-asked
+	if _, err := s.Measure(t.Context(), targets[2]); err == nil || !strings.Contains(err.Error(), "raise the adapter's limit of open files") {
+		t.Errorf("a third target: error %v, want one that says what to raise", err)
+	}
+	close(answer)
+	running.Wait()
+	for _, target := range []providers.Target{targets[0], targets[2]} { // the first makes room at its next turn
+		if _, err := s.Measure(t.Context(), target); err != nil {
+			t.Errorf("after all have answered: %v", err)
+		}
+	}
+}
