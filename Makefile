@@ -92,15 +92,27 @@ runtimes: ## capture anew what the presets' runtimes expose (Python, Node, JDK w
 	@go test -count=1 -run TestPresets ./providers/requests
 
 .PHONY: bench-adapter
-bench-adapter: ## the adapter beside its floor, with FUNCTIONS=10000, READS=20000, IDLE=60s; no root
+bench-adapter: ## the adapter beside its floor, with FUNCTIONS=10000, READS=20000, IDLE=60s, and a profile of reads; no root
 	@$(CLUSTER) build -dir $(STATE)
 	@go -C test/bench build -o $(BUILD)/bench-adapter ./adapter
-	@cd test/bench && $(BUILD)/bench-adapter -state $(STATE) -functions $(or $(FUNCTIONS),10000) -reads $(or $(READS),20000) -idle $(or $(IDLE),60s)
+	@mkdir -p $(STATE)/bench
+	@cd test/bench && $(BUILD)/bench-adapter -state $(STATE) -functions $(or $(FUNCTIONS),10000) -reads $(or $(READS),20000) \
+	  -idle $(or $(IDLE),60s) -profile $(STATE)/bench/reads-cpu.pprof -profiling $(or $(PROFILE),20s)
+
+.PHONY: bench-pods
+bench-pods: ## the adapter while it asks PODS=20000 pods, beside a bare HTTP client, for SECONDS=60 each (root)
+	@$(CLUSTER) build -dir $(STATE)
+	@go build -o $(BUILD)/adapter ./cmd/adapter
+	@go -C test/bench build -o $(BUILD)/bench-pods ./pods
+	@cd test/bench && $(BUILD)/bench-pods -state $(STATE) -adapter $(BUILD)/adapter -out $(STATE)/bench \
+	  -pods $(or $(PODS),20000) -span $(or $(SECONDS),60)s -profiling $(or $(PROFILE),20s) $(if $(ROUNDS),-rounds $(ROUNDS))
 
 .PHONY: bench-short
 bench-short: ## the benchmarks in small, to see that they run
 	@echo "== benchmarks in small: their figures mean nothing"
-	@$(MAKE) bench-adapter FUNCTIONS=100 READS=500 IDLE=3s
+	@$(MAKE) bench-adapter FUNCTIONS=100 READS=500 IDLE=3s PROFILE=1s
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) bench-pods PODS=200 SECONDS=5 PROFILE=1s; \
+	else echo "NOT RUN: the adapter beside many pods, which needs root. Run it with: sudo make bench-pods"; fi
 
 .PHONY: lint
 lint: ## golangci-lint over every module

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sluice-dev/sluice/test/bench/world"
 )
 
 // options of a run.
@@ -25,6 +27,8 @@ type options struct {
 	functions int
 	reads     int
 	idle      time.Duration
+	profile   string
+	profiling time.Duration
 
 	// Of the roles that the program plays for itself.
 	role, kubeconfig, address, gates string
@@ -36,6 +40,8 @@ func main() {
 	flag.IntVar(&o.functions, "functions", 10000, "how many functions many are")
 	flag.IntVar(&o.reads, "reads", 20000, "reads of each kind")
 	flag.DurationVar(&o.idle, "idle", time.Minute, "how long the idle adapter is watched")
+	flag.StringVar(&o.profile, "profile", "", "file for a CPU profile of plain reads; none without it")
+	flag.DurationVar(&o.profiling, "profiling", 20*time.Second, "how long is profiled")
 	flag.StringVar(&o.role, "role", "", "of a process that the benchmark starts: subject, floor or gates")
 	flag.StringVar(&o.kubeconfig, "kubeconfig", "", "of a role")
 	flag.StringVar(&o.address, "address", "", "of a role: where it listens")
@@ -57,7 +63,7 @@ func run(ctx context.Context, o options) error {
 	case "floor":
 		return floor(ctx, o.kubeconfig, o.address)
 	case "gates":
-		return gates(ctx, strings.Split(o.address, ","), o.functions)
+		return world.Gates{Addresses: strings.Split(o.address, ","), Functions: o.functions}.Serve(ctx)
 	case "":
 	default:
 		return fmt.Errorf("there is no role %q", o.role)

@@ -2,49 +2,38 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
-	"github.com/sluice-dev/sluice/api/v1alpha1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-dev/sluice/test/bench/world"
 )
 
 const (
-	group = "/apis/custom.metrics.k8s.io/v1beta2"
 	// block is how many reads of one server come before those of the other: few enough that both see the same machine.
 	block = 50
 	// settling is how long the adapter has to be ready, and to see every activator a few times.
 	settling = 2 * time.Minute
 )
 
-// server is one of those that are read.
-type server struct {
-	*process
-	url    string
-	client *http.Client
-	token  string
-}
-
 // measure is the whole benchmark.
 func measure(ctx context.Context, o options) error {
-	w, err := newWorld(ctx, o.state)
+	w, err := world.New(ctx, o.state, "")
 	if err != nil {
 		return err
 	}
-	defer func() { _ = w.stop(ctx) }()
+	defer func() { _ = w.Stop(ctx) }()
 	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(out, "functions\twhat\tadapter p50\tfloor p50\tratio\tadapter p99\tfloor p99\tratio\t")
 	have := 0
 	for _, n := range []int{1, o.functions} {
-		if err := w.functions(ctx, have, n); err != nil {
+		if err := w.Sleeping(ctx, have, n); err != nil {
 			return err
 		}
 		have = n
@@ -56,42 +45,42 @@ func measure(ctx context.Context, o options) error {
 }
 
 // measureWith measures with n functions, in processes that have seen nothing else.
-func measureWith(ctx context.Context, o options, w *world, n int, out *tabwriter.Writer) error {
-	addresses, err := freeAddresses(ctx, 5)
+func measureWith(ctx context.Context, o options, w *world.World, n int, out *tabwriter.Writer) error {
+	addresses, err := world.FreeAddresses(ctx, 5)
 	if err != nil {
 		return err
 	}
 	activators := strings.Join(addresses[2:], ",")
-	seen, err := start(ctx, "gates", "-address", activators, "-functions", fmt.Sprint(n))
+	seen, err := world.StartSelf(ctx, "gates", "-address", activators, "-functions", fmt.Sprint(n))
 	if err != nil {
 		return err
 	}
-	defer seen.stop()
-	subject, err := w.serve(ctx, "subject", addresses[0], "-gates", activators)
+	defer seen.Stop()
+	subject, err := serve(ctx, w, "subject", addresses[0], "-gates", activators)
 	if err != nil {
 		return err
 	}
-	defer subject.stop()
-	floor, err := w.serve(ctx, "floor", addresses[1])
+	defer subject.Stop()
+	floor, err := serve(ctx, w, "floor", addresses[1])
 	if err != nil {
 		return err
 	}
-	defer floor.stop()
+	defer floor.Stop()
 
 	reads := []struct {
 		name string
 		path func() string
 	}{
-		{"a function's rate", func() string { return value(rand.IntN(n)) }},
-		{"discovery", func() string { return group }},
+		{"a function's rate", func() string { return world.RatePath(rand.IntN(n)) }},
+		{"discovery", func() string { return world.Group }},
 	}
-	for _, s := range []*server{subject, floor} {
+	for _, s := range []*named{subject, floor} {
 		for i := range n { // all of them: the authorization of each is known then
 			if i%100 != 0 && i != n-1 {
 				continue
 			}
-			if err := eventually(ctx, settling, s.name+" to answer", func(ctx context.Context) error {
-				_, err := s.read(ctx, value(i))
+			if err := world.Eventually(ctx, settling, s.name+" to answer", func(ctx context.Context) error {
+				_, _, err := s.Get(ctx, world.RatePath(i), world.Protobuf)
 				return err
 			}); err != nil {
 				return err
@@ -104,69 +93,43 @@ func measureWith(ctx context.Context, o options, w *world, n int, out *tabwriter
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
 		fmt.Fprintf(out, "%d\t%s\t%v\t%v\t%.3f\t%v\t%v\t%.3f\t\n", n, r.name,
-			micro(at(ours, 50)), micro(at(theirs, 50)), ratio(at(ours, 50), at(theirs, 50)),
-			micro(at(ours, 99)), micro(at(theirs, 99)), ratio(at(ours, 99), at(theirs, 99)))
+			micro(world.At(ours, 50)), micro(world.At(theirs, 50)), ratio(world.At(ours, 50), world.At(theirs, 50)),
+			micro(world.At(ours, 99)), micro(world.At(theirs, 99)), ratio(world.At(ours, 99), world.At(theirs, 99)))
 	}
-	return idle(ctx, o.idle, n, subject)
+	if err := idle(ctx, o.idle, n, subject); err != nil {
+		return err
+	}
+	return profile(ctx, o, n, subject)
 }
 
-func value(function int) string {
-	return fmt.Sprintf("%s/namespaces/%s/%s/%s/%s", group, namespace, v1alpha1.FunctionResource, functionName(function), v1alpha1.RequestsPerSecond)
+// named is a server and its role.
+type named struct {
+	*world.Server
+	name string
 }
 
-// serve starts a server in a role, and a client for it that keeps one connection, as the API server's does.
-func (w *world) serve(ctx context.Context, role, address string, args ...string) (*server, error) {
-	p, err := start(ctx, role, append([]string{"-address", address, "-kubeconfig", w.cluster.Kubeconfig()}, args...)...)
+// serve starts a server in a role.
+func serve(ctx context.Context, w *world.World, role, address string, args ...string) (*named, error) {
+	p, err := world.StartSelf(ctx, role, append([]string{"-address", address, "-kubeconfig", w.Kubeconfig()}, args...)...)
 	if err != nil {
 		return nil, err
 	}
-	return &server{process: p, url: "https://" + address, token: w.token, client: &http.Client{
-		Timeout: 30 * time.Second,
-		Transport: &http.Transport{
-			ForceAttemptHTTP2: true,
-			// Of a process that this one has started, on loopback.
-			TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
-		},
-	}}, nil
-}
-
-// read reads once, and tells how long that took.
-func (s *server) read(ctx context.Context, path string) (time.Duration, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url+path, nil)
-	if err != nil {
-		return 0, err
-	}
-	req.Header.Set("Authorization", "Bearer "+s.token)
-	req.Header.Set("Accept", "application/vnd.kubernetes.protobuf, application/json")
-	began := time.Now()
-	resp, err := s.client.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	body, err := io.ReadAll(resp.Body)
-	took := time.Since(began)
-	if err := errors.Join(err, resp.Body.Close()); err != nil {
-		return 0, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("%s: %s: %s", path, resp.Status, body)
-	}
-	return took, nil
+	return &named{w.Server(p, address), role}, nil
 }
 
 // compare reads both servers by turns, n times each, and returns the durations in order of size.
-func compare(ctx context.Context, n int, a, b *server, path func() string) (ofA, ofB []time.Duration, err error) {
+func compare(ctx context.Context, n int, a, b *named, path func() string) (ofA, ofB []time.Duration, err error) {
 	for len(ofA) < n {
 		paths := make([]string, block)
 		for i := range paths {
 			paths[i] = path()
 		}
 		for _, turn := range []struct {
-			server *server
+			server *named
 			took   *[]time.Duration
 		}{{a, &ofA}, {b, &ofB}} {
 			for _, p := range paths {
-				took, err := turn.server.read(ctx, p)
+				_, took, err := turn.server.Get(ctx, p, world.Protobuf)
 				if err != nil {
 					return nil, nil, fmt.Errorf("%s: %w", turn.server.name, err)
 				}
@@ -174,13 +137,7 @@ func compare(ctx context.Context, n int, a, b *server, path func() string) (ofA,
 			}
 		}
 	}
-	slices.Sort(ofA)
-	slices.Sort(ofB)
 	return ofA, ofB, nil
-}
-
-func at(sorted []time.Duration, percent int) time.Duration {
-	return sorted[min(len(sorted)-1, len(sorted)*percent/100)]
 }
 
 func micro(d time.Duration) time.Duration { return d.Round(time.Microsecond) }
@@ -188,26 +145,45 @@ func micro(d time.Duration) time.Duration { return d.Round(time.Microsecond) }
 func ratio(a, b time.Duration) float64 { return float64(a) / float64(b) }
 
 // idle says what the adapter costs while nothing happens.
-func idle(ctx context.Context, span time.Duration, n int, s *server) error {
-	before, err := s.cpu()
+func idle(ctx context.Context, span time.Duration, n int, s *named) error {
+	before, err := s.CPU()
 	if err != nil {
 		return err
 	}
 	began := time.Now()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(span):
+	if err := world.Pause(ctx, span); err != nil {
+		return err
 	}
-	after, err := s.cpu()
+	after, err := s.CPU()
 	if err != nil {
 		return err
 	}
-	now, most, err := s.resident()
+	now, most, err := s.Resident()
 	if err != nil {
 		return err
 	}
 	fmt.Printf("%d functions asleep: %.2f %% of a core over %s; resident %d MB, %d MB at most\n",
 		n, 100*float64(after-before)/float64(time.Since(began)), span, now>>20, most>>20)
 	return nil
+}
+
+// profile tells where the time of plain reads goes, which are made for as long as the profile takes.
+func profile(ctx context.Context, o options, n int, s *named) error {
+	if n != o.functions || o.profile == "" {
+		return nil
+	}
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	var running errgroup.Group
+	running.Go(func() error {
+		for reading.Err() == nil {
+			if _, _, err := s.Get(reading, world.RatePath(rand.IntN(n)), world.Protobuf); err != nil && reading.Err() == nil {
+				return err
+			}
+		}
+		return nil
+	})
+	err := s.Profile(ctx, fmt.Sprintf("profile?seconds=%d", int(o.profiling.Seconds())), o.profile, "-cum", "-nodecount=60")
+	stop()
+	return errors.Join(err, running.Wait())
 }

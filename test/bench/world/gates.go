@@ -1,4 +1,4 @@
-package main
+package world
 
 import (
 	"bytes"
@@ -7,29 +7,46 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
-// gates stands in for activators, one at each address, which have seen requests for every function and see none now.
-func gates(ctx context.Context, addresses []string, functions int) error {
+// Gates stand in for activators, one at each address, which have seen requests for every function.
+type Gates struct {
+	Addresses []string
+	// Functions is how many functions they know.
+	Functions int
+	// Busy is how many of them get a request each second at each gate. With none, the gates say that nothing has changed
+	// since they were last asked.
+	Busy int
+}
+
+// Serve answers scrapes until ctx ends.
+func (g Gates) Serve(ctx context.Context) error {
 	began := time.Now()
-	text := exposition(began, functions)
-	tag := fmt.Sprintf(`"%x"`, began.UnixNano())
+	text := exposition(began, g.Functions, g.Busy)
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		step := 0
+		if g.Busy > 0 {
+			step = int(time.Since(began).Seconds())
+		}
+		tag := fmt.Sprintf(`"%x-%x"`, began.UnixNano(), step)
 		w.Header().Set("ETag", tag)
 		if r.Header.Get("If-None-Match") == tag {
 			w.WriteHeader(http.StatusNotModified)
 			return
 		}
+		body := text.Append(make([]byte, 0, text.Len()), step)
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-		w.Write(text)
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		w.Write(body)
 	})
 	var running sync.WaitGroup
 	defer running.Wait()
-	for _, address := range addresses {
+	for _, address := range g.Addresses {
 		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if err != nil {
 			return err
@@ -46,8 +63,8 @@ func gates(ctx context.Context, addresses []string, functions int) error {
 	return nil
 }
 
-// exposition is what an activator says that has served each of the functions and serves none.
-func exposition(began time.Time, functions int) []byte {
+// exposition is what an activator says that has served each of the functions and serves none now, or busy ones of them.
+func exposition(began time.Time, functions, busy int) *Moving {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds %d\n", began.Unix())
 	for _, family := range []struct {
@@ -61,8 +78,15 @@ func exposition(began time.Time, functions int) []byte {
 	} {
 		fmt.Fprintf(&b, "# TYPE %s %s\n", family.name, family.kind)
 		for i := range functions {
-			fmt.Fprintf(&b, "%s{function=%q,namespace=%q} %s\n", family.name, functionName(i), namespace, family.value)
+			fmt.Fprintf(&b, "%s{function=%q,namespace=%q} %s\n", family.name, FunctionName(i), Namespace, family.value)
 		}
 	}
-	return b.Bytes()
+	left := busy
+	return NewMoving(b.Bytes(), func(line []byte) bool {
+		if left == 0 || !bytes.HasPrefix(line, []byte(v1alpha1.ActivatorStarted+"{")) {
+			return false
+		}
+		left--
+		return true
+	})
 }

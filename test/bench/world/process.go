@@ -1,4 +1,4 @@
-package main
+package world
 
 import (
 	"bytes"
@@ -13,34 +13,46 @@ import (
 	"time"
 )
 
-// process is one that the benchmark has started.
-type process struct {
+// Process is one that a benchmark has started.
+type Process struct {
 	name string
 	cmd  *exec.Cmd
 	done chan struct{}
 }
 
-// start runs the program itself in a role.
-func start(ctx context.Context, role string, args ...string) (*process, error) {
+// StartSelf runs the program itself in a role, which its flag -role names.
+func StartSelf(ctx context.Context, role string, args ...string) (*Process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	p := &process{name: role, cmd: exec.CommandContext(ctx, self, append([]string{"-role", role}, args...)...), done: make(chan struct{})}
-	p.cmd.Stderr = os.Stderr
-	// It does not outlive the benchmark, however that ends.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", role, err)
+	cmd := exec.CommandContext(ctx, self, append([]string{"-role", role}, args...)...)
+	cmd.Stderr = os.Stderr
+	return Start(role, cmd)
+}
+
+// Start starts cmd, which does not outlive the benchmark, however that ends.
+func Start(name string, cmd *exec.Cmd) (*Process, error) {
+	p := &Process{name: name, cmd: cmd, done: make(chan struct{})}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	go func() {
 		defer close(p.done)
-		_ = p.cmd.Wait() // it is ended by a signal
+		_ = cmd.Wait() // it is ended by a signal
 	}()
 	return p, nil
 }
 
-func (p *process) stop() {
+// Ended is closed once the process has ended.
+func (p *Process) Ended() <-chan struct{} { return p.done }
+
+// Stop ends the process.
+func (p *Process) Stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
@@ -50,8 +62,8 @@ func (p *process) stop() {
 	}
 }
 
-// cpu is the processor time that the process has used.
-func (p *process) cpu() (time.Duration, error) {
+// CPU is the processor time that the process has used.
+func (p *Process) CPU() (time.Duration, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
 	if err != nil {
 		return 0, err
@@ -69,8 +81,8 @@ func (p *process) cpu() (time.Duration, error) {
 	return time.Duration(sum) * 10 * time.Millisecond, nil
 }
 
-// resident is how much of the process is in memory now and was at most, in bytes.
-func (p *process) resident() (now, most int64, err error) {
+// Resident is how much of the process is in memory now and was at most, in bytes.
+func (p *Process) Resident() (now, most int64, err error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
 		return 0, 0, err
@@ -93,8 +105,14 @@ func (p *process) resident() (now, most int64, err error) {
 	return now, most, nil
 }
 
-// freeAddresses are addresses of loopback on which nothing listens.
-func freeAddresses(ctx context.Context, n int) ([]string, error) {
+// OpenFiles is how many files and connections the process has open.
+func (p *Process) OpenFiles() (int, error) {
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
+	return len(files), err
+}
+
+// FreeAddresses are addresses of loopback on which nothing listens.
+func FreeAddresses(ctx context.Context, n int) ([]string, error) {
 	var addresses []string
 	for range n {
 		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
@@ -107,8 +125,8 @@ func freeAddresses(ctx context.Context, n int) ([]string, error) {
 	return addresses, nil
 }
 
-// eventually polls until try succeeds, ctx ends or limit has passed.
-func eventually(ctx context.Context, limit time.Duration, what string, try func(context.Context) error) error {
+// Eventually polls until try succeeds, ctx ends or limit has passed.
+func Eventually(ctx context.Context, limit time.Duration, what string, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
@@ -123,5 +141,15 @@ func eventually(ctx context.Context, limit time.Duration, what string, try func(
 		case <-ctx.Done():
 			return fmt.Errorf("%s: not within %s: %w", what, limit, err)
 		}
+	}
+}
+
+// Pause waits for d, or until ctx ends.
+func Pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
 	}
 }
