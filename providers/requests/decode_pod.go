@@ -47,7 +47,8 @@ var labelSeed = maphash.MakeSeed()
 
 const startIndex = 0
 
-// maxSeries bounds the series of a pod that are added up. An answer that is not made to be costly is too large before.
+// maxSeries bounds the series of a pod that are added up, and the metrics of a family in protobuf. An answer that is not
+// made to be costly is too large before.
 const maxSeries = 100_000
 
 func newPodFigures(s providers.Scrape) *podFigures {

@@ -155,9 +155,13 @@ func takeFamily(message []byte, into figures) error {
 		return nil
 	}
 	var m dto.Metric
+	metrics := 0
 	return fields(message, func(number protowire.Number, wire protowire.Type, value []byte) error {
 		if number != metricField || wire != protowire.BytesType {
 			return nil
+		}
+		if metrics++; metrics > maxSeries {
+			return invalid(fmt.Errorf("%w: it has more than %d metrics of %.200q", errTooLarge, maxSeries, name))
 		}
 		one, _ := protowire.ConsumeBytes(value)
 		if len(one) > maxMetric {

@@ -286,7 +286,7 @@ func metadataOf(o client.Object) *metav1.PartialObjectMetadata {
 func (s *story) eventually(what string, wrong func() string) {
 	s.t.Helper()
 	var last string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); <-time.After(5 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); <-time.After(5 * time.Millisecond) {
 		s.sink.mu.Lock()
 		last = wrong()
 		s.sink.mu.Unlock()
