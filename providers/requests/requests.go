@@ -9,7 +9,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -48,10 +47,10 @@ type Scraper struct {
 	Secrets Secrets
 	// MaxConnections bounds the connections that are open at a time. The process's limit of open files does so too, but
 	// at it the process cannot be connected to any more. Near MaxConnections connections are closed after their use, and
-	// made anew for the next. Default: no bound. Set before the first call of Measure.
+	// made anew for the next; at it, who needs one waits. Default: no bound. Set before the first call of Measure.
 	MaxConnections int
 
-	connections connections
+	connections *connections
 	transports  transports
 	answers     answers
 }
@@ -64,13 +63,11 @@ var (
 // NewScraper makes a Scraper.
 func NewScraper() *Scraper {
 	s := &Scraper{
-		connections: connections{dialer: newDialer()},
-		transports:  transports{byIdentity: map[identity]*tlsTransport{}},
-		answers:     answers{byTarget: map[providers.Target]*answer{}},
+		transports: transports{byIdentity: map[identity]*tlsTransport{}},
+		answers:    answers{byTarget: map[providers.Target]*answer{}},
 	}
-	s.transports.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
-		return s.connections.dial(ctx, network, address, s.MaxConnections)
-	}
+	s.connections = newConnections(func() int { return s.MaxConnections })
+	s.transports.dial = s.connections.dial
 	s.transports.plain = s.transports.newTransport()
 	return s
 }
@@ -104,7 +101,7 @@ func (s *Scraper) measure(req *http.Request, t providers.Target) (*providers.Mea
 		return nil, err
 	}
 	req.Header = http.Header{"Accept": {accept}, "Accept-Encoding": {acceptEncoding}, "User-Agent": {"sluice-adapter"}}
-	req.Close = s.connections.crowded(s.MaxConnections)
+	req.Close = s.connections.crowded()
 	var last *answer
 	if t.Kind == providers.Activator {
 		if last = s.answers.of(t); last != nil {
@@ -114,7 +111,7 @@ func (s *Scraper) measure(req *http.Request, t providers.Target) (*providers.Mea
 	// Not by an http.Client: a target answers itself or not at all, so that there are no redirects to follow.
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		return nil, err
+		return nil, s.connections.explain(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if last != nil && resp.StatusCode == http.StatusNotModified {

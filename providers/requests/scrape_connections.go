@@ -4,47 +4,72 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"sync"
 	"sync/atomic"
 )
 
-// connections counts those that are open, whatever the Transport, so that there are never too many.
+// connections bounds how many are open, whatever the Transport.
 type connections struct {
 	dialer *net.Dialer
-	open   atomic.Int64 // or about to be
+	// slots are as many as connections may be open, one taken for each; nil is no bound.
+	slots func() chan struct{}
 }
 
-// counted is a connection that is counted.
-type counted struct {
+// slotted is a connection that has a slot.
+type slotted struct {
 	net.Conn
-	of     *connections
+	slots  chan struct{}
 	closed atomic.Bool
 }
 
-// dial connects, unless as many connections as most are open; 0 is no bound.
-func (c *connections) dial(ctx context.Context, network, address string, most int) (net.Conn, error) {
-	if open := c.open.Add(1); most > 0 && open > int64(most) {
-		c.open.Add(-1)
-		return nil, fmt.Errorf("dial %s: %d connections are open, and no more are allowed; raise the adapter's limit of open files",
-			address, most)
+// newConnections asks most once, when the first connection is made.
+func newConnections(most func() int) *connections {
+	return &connections{dialer: newDialer(), slots: sync.OnceValue(func() chan struct{} {
+		if n := most(); n > 0 {
+			return make(chan struct{}, n)
+		}
+		return nil
+	})}
+}
+
+// dial connects as soon as there is a slot.
+func (c *connections) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	slots := c.slots()
+	if slots == nil {
+		return c.dialer.DialContext(ctx, network, address)
+	}
+	select {
+	case slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	conn, err := c.dialer.DialContext(ctx, network, address)
 	if err != nil {
-		c.open.Add(-1)
+		<-slots
 		return nil, err
 	}
-	return &counted{Conn: conn, of: c}, nil
+	return &slotted{Conn: conn, slots: slots}, nil
 }
 
 // crowded tells that a connection should rather be closed than kept for its next turn: the last tenth is for those that
 // are in use.
-func (c *connections) crowded(most int) bool {
-	return most > 0 && c.open.Load() >= int64(most-most/10)
+func (c *connections) crowded() bool {
+	slots := c.slots()
+	return slots != nil && len(slots) >= cap(slots)-cap(slots)/10
+}
+
+// explain adds to the error of a measurement that it may be one of too few connections.
+func (c *connections) explain(err error) error {
+	if slots := c.slots(); slots != nil && len(slots) == cap(slots) {
+		return fmt.Errorf("%w: all %d connections are in use; raise the adapter's limit of open files", err, cap(slots))
+	}
+	return err
 }
 
 // Close closes the connection. It may be called more than once.
-func (c *counted) Close() error {
-	if c.closed.CompareAndSwap(false, true) {
-		c.of.open.Add(-1)
+func (s *slotted) Close() error {
+	if s.closed.CompareAndSwap(false, true) {
+		defer func() { <-s.slots }()
 	}
-	return c.Conn.Close()
+	return s.Conn.Close()
 }

@@ -1,6 +1,7 @@
 package requests
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 	"github.com/sluice-dev/sluice/providers"
@@ -50,7 +52,7 @@ func TestMoreTargetsThanConnections(t *testing.T) {
 			if _, err := s.Measure(t.Context(), target); err != nil {
 				t.Fatal(err)
 			}
-			if open := s.connections.open.Load(); open > 30 {
+			if open := len(s.connections.slots()); open > 30 {
 				t.Fatalf("%d connections are open, want 30 at most", open)
 			}
 		}
@@ -82,7 +84,9 @@ func TestTooManyConnectionsInUse(t *testing.T) {
 	}
 	<-asked
 	<-asked
-	if _, err := s.Measure(t.Context(), targets[2]); err == nil || !strings.Contains(err.Error(), "raise the adapter's limit of open files") {
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := s.Measure(ctx, targets[2]); err == nil || !strings.Contains(err.Error(), "raise the adapter's limit of open files") {
 		t.Errorf("a third target: error %v, want one that says what to raise", err)
 	}
 	close(answer)
