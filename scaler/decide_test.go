@@ -227,8 +227,9 @@ func (s *scenario) checkInvariants(t *testing.T, d *datadriven.TestData, got dec
 		in := read(got.Time, m.Name, s.seen.Samples)
 		return in.Unknown == "" && m.IsActive(in.Value)
 	})
-	if got.Wake && (got.From != 0 || got.To < 1 || got.To > s.fn.Spec.Scale.MaxReplicas ||
-		((s.seen.ForeignHPA || !s.fn.MaySleep() || !wanted) && !(s.seen.Slept && (s.seen.ForeignHPA || !s.fn.MaySleep())))) {
+	byValue := wanted && s.fn.MaySleep() && !s.seen.ForeignHPA
+	undone := s.seen.Slept && (!s.fn.MaySleep() || s.seen.ForeignHPA)
+	if got.Wake && (got.From != 0 || got.To < 1 || got.To > s.fn.Spec.Scale.MaxReplicas || (!byValue && !undone)) {
 		t.Errorf("%s: the scaler wakes only for a metric that is known, or what it put to sleep and may not sleep: %+v", d.Pos, got)
 	}
 	if s.seen.Replicas == 0 && s.seen.HasGate && !got.Gate {
