@@ -91,9 +91,17 @@ func TestDiscoveryLeavesOutWhatContradicts(t *testing.T) {
 		{Name: "pods/requests_per_second", Namespaced: true}, {Name: "namespaces/requests_per_second"},
 	}}}
 	found := &discovered{versions: map[string][]metav1.APIResource{"v1beta2": {
-		{Name: "pods/lies"}, {Name: "namespaces/lies", Namespaced: true}, {Name: "nodes"}, {Name: "nodes/lies", Namespaced: true},
-		{Name: ""}, {Name: "/lies"}, {Name: "pods/"}, {Name: "pods/requests_per_second", Namespaced: true, Kind: "theirs"},
-		{Name: "pods/memory", Namespaced: true}, {Name: "pods/memory", Namespaced: true}, {Name: "nodes/memory"},
+		{Name: "pods/lies"},
+		{Name: "namespaces/lies", Namespaced: true},
+		{Name: "nodes"},
+		{Name: "nodes/lies", Namespaced: true},
+		{Name: ""},
+		{Name: "/lies"},
+		{Name: "pods/"},
+		{Name: "pods/requests_per_second", Namespaced: true, Kind: "theirs"},
+		{Name: "pods/memory", Namespaced: true},
+		{Name: "pods/memory", Namespaced: true},
+		{Name: "nodes/memory"},
 	}}}
 	version := schema.GroupVersion{Group: custom_metrics.GroupName, Version: "v1beta2"}
 	merged := all.merged(version, found)
