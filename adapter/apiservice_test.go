@@ -156,7 +156,7 @@ func TestForeignExternalIsLeftAloneAndReported(t *testing.T) {
 
 	writes := func() (n int) {
 		for _, a := range client.Actions() {
-			if a.GetResource().Resource == "configmaps" {
+			if a.GetResource().Resource == "configmaps" && a.GetVerb() != "get" {
 				n++
 			}
 		}
@@ -165,7 +165,7 @@ func TestForeignExternalIsLeftAloneAndReported(t *testing.T) {
 	before := writes()
 	k.mustLook(t)
 	if got := writes() - before; got != 0 {
-		t.Errorf("%d calls about a status that has not changed", got)
+		t.Errorf("%d writes of a status that has not changed", got)
 	}
 
 	// KEDA is uninstalled.

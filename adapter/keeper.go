@@ -160,6 +160,8 @@ func (k *keeper) secret(ctx context.Context) (map[string][]byte, error) {
 		case err == nil:
 			logr.FromContextOrDiscard(ctx).Info("serving certificate issued", "secret", certSecret)
 			return data, nil
+		case missing && apierrors.IsNotFound(err): // of a create it is the namespace
+			return nil, fmt.Errorf("write secret %s: %w; --namespace is to be the adapter's own", certSecret, err)
 		case apierrors.IsAlreadyExists(err), apierrors.IsConflict(err), apierrors.IsNotFound(err):
 			continue // another replica was first; take what it wrote
 		default:

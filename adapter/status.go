@@ -14,8 +14,9 @@ import (
 // statusConfigMap says in words whose the APIServices are, one key for each.
 const statusConfigMap = "sluice-adapter-status"
 
-// statusWriter keeps the ConfigMap. A replica writes when what it finds changes, and only then: two replicas that see
-// different things, as while their flags are being changed, do not write over each other again and again.
+// statusWriter keeps the ConfigMap. A replica writes when what it finds changes, or the ConfigMap is gone, and only then:
+// two replicas that see different things, as while their flags are being changed, do not write over each other again
+// and again.
 type statusWriter struct {
 	client corev1client.ConfigMapInterface
 	// said is what this replica last found to be there, or wrote.
@@ -27,9 +28,6 @@ func (s *statusWriter) write(ctx context.Context, found map[string]finding) erro
 	words := make(map[string]string, len(found))
 	for name, f := range found {
 		words[name] = f.words
-	}
-	if maps.Equal(words, s.said) {
-		return nil
 	}
 	if err := s.replace(ctx, words); err != nil {
 		return fmt.Errorf("status in config map %s: %w", statusConfigMap, err)
@@ -49,7 +47,7 @@ func (s *statusWriter) replace(ctx context.Context, words map[string]string) err
 		}, metav1.CreateOptions{})
 		return err
 	}
-	if err != nil || maps.Equal(now.Data, words) {
+	if err != nil || maps.Equal(words, s.said) || maps.Equal(now.Data, words) {
 		return err
 	}
 	now = now.DeepCopy()
