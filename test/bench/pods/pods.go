@@ -35,7 +35,7 @@ func podAnswer() (answer *world.Moving, rate float64, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	defer packed.Close()
+	defer func() { _ = packed.Close() }()
 	reader, err := gzip.NewReader(packed)
 	if err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", capture, err)
