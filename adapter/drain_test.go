@@ -17,7 +17,7 @@ import (
 // TestRollingFailsNoRead reads without a pause as an API server does, over one HTTP/2 connection to whichever replica
 // the Service leads to, while that replica drains. The Service goes on leading to it for a while.
 func TestRollingFailsNoRead(t *testing.T) {
-	old := start(t, func(o *Options) { o.DrainDelay = 2 * time.Second })
+	old := start(t, func(o *Options) { o.DrainDelay = 4 * time.Second })
 	renewed := start(t, nil)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(old.api.bundle())
@@ -100,7 +100,7 @@ func TestRollingFailsNoRead(t *testing.T) {
 	}
 	mu.Unlock()
 	old.cancel()
-	more(50) // the endpoints are late
+	more(8) // the endpoints are late
 	endpoint.Store(&renewed.addr)
 	err := <-old.done
 	old.done <- err
