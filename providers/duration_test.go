@@ -155,6 +155,45 @@ func TestCounterThatNoPodHasShown(t *testing.T) {
 	})
 }
 
+// A version whose pods expose the counter by another name must not look like a function at rest, whatever the version
+// before it has shown; pods of one version vouch for each other.
+func TestCounterThatARolloutTakesAway(t *testing.T) {
+	of := func(p *process, version string) *process {
+		p.Pod.Labels = map[string]string{"pod-template-hash": version}
+		return p
+	}
+	for _, fn := range []Function{direct, timed} {
+		inWorld(t, fn, func(w *world) {
+			w.acts = []*process{activator(1, 0)}
+			was := of(pod(1, 0), "a")
+			was.rate, was.lasts = 10, 0.5
+			w.pods = []*process{was}
+			w.list()
+			w.run(40 * time.Second)
+			w.want(v1alpha1.RequestsPerSecond, 10)
+
+			idle := of(pod(2, 0).fresh(), "a")
+			idle.noCount, idle.noGauge = true, true
+			w.pods = append(w.pods, idle)
+			w.list()
+			w.run(40 * time.Second)
+			w.want(v1alpha1.RequestsPerSecond, 10)
+
+			now := of(pod(3, 0).fresh(), "b")
+			now.noCount, now.noGauge = true, true
+			w.pods = []*process{now}
+			w.list()
+			w.run(90 * time.Second)
+			for _, metric := range []string{v1alpha1.RequestsPerSecond, v1alpha1.RequestsInFlight, v1alpha1.IdleSeconds} {
+				w.wantUnknown(metric, CounterMissing)
+			}
+			now.noCount, now.noGauge = false, false // with its first request
+			w.run(40 * time.Second)
+			w.want(v1alpha1.RequestsPerSecond, 0)
+		})
+	}
+}
+
 // An exposition that leaves out its counter once must not have all of it counted again.
 func TestCounterThatComesBack(t *testing.T) {
 	for _, silent := range []bool{false, true} {

@@ -225,10 +225,9 @@ func (src *source) value(metric string, now tick) (Value, tick, *Unknown) {
 		return Value{}, 0, u
 	case time.Duration(now-at) > staleAfter(src.interval):
 		return Value{}, 0, &Unknown{Reason: Stale, Source: src.String(), Age: time.Duration(now - at), Err: st.err}
-	case st.absent && !f.shown:
-		return Value{}, 0, def.counterMissing(src, "counter", def.Rule.Scrape.Requests)
-	case metric == v1alpha1.RequestsInFlight && !f.gauged && !def.Rule.Duration:
-		return Value{}, 0, def.counterMissing(src, "gauge of requests in flight", def.Rule.Scrape.InFlight)
+	}
+	if unknown := f.notShown(def, src, st, metric == v1alpha1.RequestsInFlight); unknown != nil {
+		return Value{}, 0, unknown
 	}
 	from := max(at-tick(window), f.since, st.counted, src.track.point(0).at)
 	observed := time.Duration(at - from)

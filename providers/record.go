@@ -92,13 +92,32 @@ func (s *Store) recordPod(src *source, now tick, m *Measurement, age time.Durati
 			f.lastActive = max(f.lastActive, now)
 		}
 	}
-	f.shown = f.shown || !r.Absent
-	f.gauged = f.gauged || !r.NoGauge
+	f.show(src.state.Load().version, shown{counter: !r.Absent, gauge: !r.NoGauge})
 	src.start = m.Start
 	src.change(func(st *state) {
 		st.answered(now)
 		st.absent, st.gauged = r.Absent, st.gauged || !r.NoGauge
 	})
+}
+
+// maxVersions bounds the versions of a function that are remembered: those of its last rollouts.
+const maxVersions = 8
+
+// show takes note of what a pod of a version has exposed. f.mu is held.
+func (f *function) show(version string, now shown) {
+	was := f.shown[version]
+	now.counter, now.gauge = now.counter || was.counter, now.gauge || was.gauge
+	if now == was {
+		return
+	}
+	f.gauged = f.gauged || now.gauge
+	if f.shown == nil {
+		f.shown = map[string]shown{}
+	}
+	if len(f.shown) >= maxVersions { // those that run are noted again with their next answer
+		clear(f.shown)
+	}
+	f.shown[version] = now
 }
 
 // recordActivator writes the tracks of all functions that the activator counts, and then the source's own time: until

@@ -38,9 +38,9 @@ import (
 //
 // # Counters that are missing
 //
-// While no pod of the function has shown the counter that its requests are counted by, nothing by the pods is known,
-// and neither is idle_seconds: the name may be wrong. Once one has shown it, a pod without it has counted nothing. Where a
-// pod has not shown the gauge, durations stand in, if there are any.
+// While no pod of a version of the function has shown the counter that its requests are counted by, nothing by the pods
+// is known, and neither is idle_seconds: the name may be wrong, or was until the last rollout. Once one has shown it, a pod
+// of that version without it has counted nothing. Where a pod has not shown the gauge, durations stand in, if there are any.
 //
 // When the Rule of a live function changes, its values are measured anew from then on. Numbers of two rules are never
 // mixed.

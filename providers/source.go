@@ -1,6 +1,7 @@
 package providers
 
 import (
+	"cmp"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -43,6 +44,7 @@ type source struct {
 // state is what is known of a source at a moment. It is never written to, only replaced.
 type state struct {
 	endpoint *Endpoint
+	version  string // of what runs in the Pod; see version
 
 	found tick // when the target was first heard of
 	// vacant is true once nothing was found to run there.
@@ -89,7 +91,7 @@ func (src *source) list(e *Endpoint, now tick) bool {
 	next := *last
 	if !e.says(last.endpoint) {
 		listed := *e
-		next.endpoint = &listed
+		next.endpoint, next.version = &listed, version(&listed.Pod)
 	}
 	next.settle(now)
 	if next.endpoint != last.endpoint || next.waited != last.waited || next.vacant != last.vacant {
@@ -140,4 +142,10 @@ func (src *source) unknown(st *state, now tick) *Unknown {
 		u.Reason = SourceError
 	}
 	return u
+}
+
+// version tells pods that run the same from others, as the controllers of Deployments, StatefulSets and DaemonSets do;
+// empty where none of them has made the pod, or its labels are not known.
+func version(pod *Object) string {
+	return cmp.Or(pod.Labels["pod-template-hash"], pod.Labels["controller-revision-hash"])
 }

@@ -63,9 +63,14 @@ type function struct {
 	pods       group
 	tracks     []*track // at the activators, those gone included
 	lastActive tick
-	// shown is true once a pod has exposed the counter, gauged once one has exposed the gauge.
-	shown, gauged bool
+	// shown is what pods have exposed, by their version: another one may have another name for it, or none.
+	shown map[string]shown
+	// gauged is true once a pod of any version has exposed the gauge.
+	gauged bool
 }
+
+// shown is whether pods have exposed the counter, and the gauge.
+type shown struct{ counter, gauge bool }
 
 // definition is a Function with what follows from it. It is never written to.
 type definition struct {

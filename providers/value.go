@@ -104,21 +104,30 @@ func (f *function) query(metric string, now tick) (Value, tick, *Unknown) {
 	return Value{}, 0, f.def.Load().noMetric(metric)
 }
 
-// shown tells whether what metric is made of has ever been seen at a pod, while there are pods that it is made of. Where
-// it has not, zero and unknown look the same.
+// shown tells whether what metric is made of has ever been seen at pods of the versions that there are. Where it has not,
+// zero and unknown look the same.
 func (l *look) shown(metric string) *Unknown {
-	inFlight := metric == v1alpha1.RequestsInFlight && !l.f.gauged && !l.def.Rule.Duration
-	if l.f.shown && !inFlight {
-		return nil
-	}
+	inFlight := metric == v1alpha1.RequestsInFlight
 	for _, src := range l.f.pods.live {
-		if st := src.state.Load(); !st.waited || st.sampled == never {
+		st := src.state.Load()
+		if !st.waited || st.sampled == never {
 			continue
 		}
-		if !l.f.shown {
-			return l.def.counterMissing(src, "counter", l.def.Rule.Scrape.Requests)
+		if unknown := l.f.notShown(l.def, src, st, inFlight); unknown != nil {
+			return unknown
 		}
-		return l.def.counterMissing(src, "gauge of requests in flight", l.def.Rule.Scrape.InFlight)
+	}
+	return nil
+}
+
+// notShown says what no pod of src's version has ever exposed, or nil.
+func (f *function) notShown(def *definition, src *source, st *state, inFlight bool) *Unknown {
+	was := f.shown[st.version]
+	switch {
+	case st.absent && !was.counter:
+		return def.counterMissing(src, "counter", def.Rule.Scrape.Requests)
+	case inFlight && !st.gauged && !was.gauge && !def.Rule.Duration:
+		return def.counterMissing(src, "gauge of requests in flight", def.Rule.Scrape.InFlight)
 	}
 	return nil
 }
