@@ -38,8 +38,10 @@ var mayImport = map[string][]string{
 	"test/arch":            {},
 	"test/prometheus":      {"api/v1alpha1", "providers", "providers/prometheus"},
 	"test/prometheus/find": {"test/prometheus"},
+	"test/kafka":           {},
+	"test/kafka/find":      {"test/kafka"},
 	"test/bench/*":         {"api/v1alpha1", "adapter", "providers", "providers/*", "test/cluster", "test/bench/world"},
-	"test/e2e":             {"api/v1alpha1", "test/load", "test/prometheus", "test/cluster"},
+	"test/e2e":             {"api/v1alpha1", "test/load", "test/prometheus", "test/kafka", "test/cluster"},
 	"test/e2e/*":           {"api/v1alpha1", "adapter", "providers", "providers/*", "scaler", "test/cluster"},
 }
 
@@ -58,6 +60,22 @@ func TestImportTable(t *testing.T) {
 			ours, found := strings.CutPrefix(imp, module)
 			if found && ours != pkg && !matches(allowed, ours) {
 				t.Errorf("%s imports %s, which the import table does not allow for %s", f.name, ours, pkg)
+			}
+		}
+	}
+}
+
+// forTests are modules that no program may link: only tests and what is below test may import them.
+var forTests = []string{"github.com/twmb/franz-go"}
+
+func TestProgramsLinkNothingThatIsForTests(t *testing.T) {
+	for _, f := range goFiles(t) {
+		if strings.HasPrefix(f.name, "test/") || strings.HasSuffix(f.name, "_test.go") {
+			continue
+		}
+		for _, imp := range f.imports {
+			if slices.ContainsFunc(forTests, func(m string) bool { return imp == m || strings.HasPrefix(imp, m+"/") }) {
+				t.Errorf("%s imports %s, which is for tests", f.name, imp)
 			}
 		}
 	}
