@@ -1,8 +1,6 @@
 package prometheus
 
 import (
-	"context"
-	"fmt"
 	"net"
 	"net/http"
 	"sync"
@@ -133,48 +131,5 @@ func newTransport(creds *credentials, guard bool) *http.Transport {
 		MaxConnsPerHost:        perServer,
 		MaxIdleConnsPerHost:    4,
 		IdleConnTimeout:        idleTimeout,
-	}
-}
-
-// slots bounds how many queries each server is asked at the same time, so that one that hangs costs a bounded number
-// of connections, and the others nothing.
-type slots struct {
-	mu       sync.Mutex // protects following
-	byServer map[string]*slot
-}
-
-type slot struct {
-	taken chan struct{}
-	users int // that hold or wait for a place
-}
-
-// acquire waits for a place until ctx ends. Who has one calls release.
-func (s *slots) acquire(ctx context.Context, srv server) (release func(), err error) {
-	key := srv.address()
-	s.mu.Lock()
-	if s.byServer == nil {
-		s.byServer = map[string]*slot{}
-	}
-	sl := s.byServer[key]
-	if sl == nil {
-		sl = &slot{taken: make(chan struct{}, perServer)}
-		s.byServer[key] = sl
-	}
-	sl.users++
-	s.mu.Unlock()
-	leave := func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if sl.users--; sl.users == 0 {
-			delete(s.byServer, key)
-		}
-	}
-	select {
-	case sl.taken <- struct{}{}:
-		return func() { <-sl.taken; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, fmt.Errorf("%d queries to %s were under way all the time, so that this one could not be sent: %w",
-			perServer, srv.address(), context.Cause(ctx))
 	}
 }

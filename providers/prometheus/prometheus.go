@@ -39,7 +39,7 @@ type Options struct {
 type Source struct {
 	secrets *providers.Secrets
 	allow   allowList
-	slots   slots
+	slots   providers.Slots[string] // by server
 	clients clients
 }
 
@@ -54,7 +54,7 @@ func New(o Options) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Source{secrets: o.Secrets, allow: allow, clients: clients{guard: len(allow) == 0}}, nil
+	return &Source{secrets: o.Secrets, allow: allow, slots: providers.Slots[string]{Most: perServer}, clients: clients{guard: len(allow) == 0}}, nil
 }
 
 // Close drops the idle connections.
@@ -79,9 +79,10 @@ func (s *Source) Measure(ctx context.Context, t providers.Target) (*providers.Me
 		return nil, fmt.Errorf("authRef: %w", err)
 	}
 	began := time.Now()
-	release, err := s.slots.acquire(ctx, srv)
+	release, err := s.slots.Acquire(ctx, srv.address())
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%d queries to %s were under way all the time, so that this one could not be sent: %w",
+			perServer, srv.address(), err)
 	}
 	defer release()
 	v, err := c.ask(ctx, srv, t.Ask, began)

@@ -45,15 +45,20 @@ type Scraper struct {
 	// Secrets holds the authorities of targets that name a CASecret. Without it they cannot be measured. Set before
 	// the first call of Measure.
 	Secrets Secrets
-	// MaxConnections bounds the connections that are open at a time. The process's limit of open files does so too, but
+	// MaxConnections bounds the connections to pods that are open at a time. The process's limit of open files does so too, but
 	// at it the process cannot be connected to any more. Near MaxConnections connections are closed after their use, and
 	// made anew for the next; at it, who needs one waits. Default: no bound. Set before the first call of Measure.
 	MaxConnections int
 
-	connections *connections
+	connections *connections // to pods
 	transports  transports
+	pods        providers.Slots[string] // by namespace
 	answers     answers
 }
+
+// perNamespace bounds the measurements of pods that go on in one namespace at the same time. Pods answer in milliseconds:
+// 20,000 of them, asked every 5 s, are a few dozen at a time. More are pods that hang, and theirs alone is the wait.
+const perNamespace = 1000
 
 var (
 	_ providers.Source = (*Scraper)(nil)
@@ -64,11 +69,14 @@ var (
 func NewScraper() *Scraper {
 	s := &Scraper{
 		transports: transports{byIdentity: map[identity]*tlsTransport{}},
+		pods:       providers.Slots[string]{Most: perNamespace},
 		answers:    answers{byTarget: map[providers.Target]*answer{}},
 	}
 	s.connections = newConnections(func() int { return s.MaxConnections })
 	s.transports.dial = s.connections.dial
 	s.transports.plain = s.transports.newTransport()
+	s.transports.activators = s.transports.newTransport()
+	s.transports.activators.DialContext = newDialer().DialContext // there are few, and pods must not keep them waiting
 	return s
 }
 
@@ -88,6 +96,14 @@ func (s *Scraper) Measure(ctx context.Context, t providers.Target) (*providers.M
 	if err != nil {
 		return nil, err
 	}
+	if t.Kind == providers.Pod {
+		release, err := s.pods.Acquire(ctx, t.Function.Namespace)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %d pods of namespace %s were being measured all the time, most of which hang: %w",
+				req.URL, perNamespace, t.Function.Namespace, err)
+		}
+		defer release()
+	}
 	m, err := s.measure(req, t)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", req.URL, err)
@@ -101,9 +117,8 @@ func (s *Scraper) measure(req *http.Request, t providers.Target) (*providers.Mea
 		return nil, err
 	}
 	req.Header = http.Header{"Accept": {accept}, "Accept-Encoding": {acceptEncoding}, "User-Agent": {"sluice-adapter"}}
-	req.Close = s.connections.crowded()
 	var last *answer
-	if t.Kind == providers.Activator {
+	if req.Close = t.Kind == providers.Pod && s.connections.crowded(); t.Kind == providers.Activator {
 		if last = s.answers.of(t); last != nil {
 			req.Header["If-None-Match"] = []string{last.etag}
 		}
@@ -111,7 +126,10 @@ func (s *Scraper) measure(req *http.Request, t providers.Target) (*providers.Mea
 	// Not by an http.Client: a target answers itself or not at all, so that there are no redirects to follow.
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		return nil, s.connections.explain(err)
+		if t.Kind == providers.Pod {
+			err = s.connections.explain(err)
+		}
+		return nil, err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if last != nil && resp.StatusCode == http.StatusNotModified {

@@ -97,3 +97,55 @@ func TestTooManyConnectionsInUse(t *testing.T) {
 		}
 	}
 }
+
+// Pods that hang keep neither the activators waiting, without which no function has a value, nor the pods of another
+// namespace.
+func TestPodsThatHangAreAlone(t *testing.T) {
+	asked, answer := make(chan struct{}, 4), make(chan struct{})
+	hanging, _ := countingPods(t, 3, func(http.ResponseWriter, *http.Request) {
+		asked <- struct{}{}
+		<-answer
+	})
+	healthy, _ := countingPods(t, 2, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		_, _ = io.WriteString(w, expositionOfPod(10))
+	})
+	s := NewScraper()
+	t.Cleanup(s.Close)
+	s.pods.Most, s.MaxConnections = 2, 3
+	for i := range hanging {
+		hanging[i].Function.Namespace = "hangs"
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	t.Cleanup(running.Wait)
+	t.Cleanup(func() { close(answer) })
+	t.Cleanup(cancel)
+	for _, target := range hanging[:2] {
+		running.Go(func() { _, _ = s.Measure(ctx, target) })
+	}
+	<-asked
+	<-asked
+
+	short, done := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer done()
+	if _, err := s.Measure(short, hanging[2]); err == nil || !strings.Contains(err.Error(), "pods of namespace hangs were being measured all the time") {
+		t.Errorf("one more that hangs: error %v, want one that names the namespace", err)
+	}
+	if _, err := s.Measure(t.Context(), healthy[0]); err != nil {
+		t.Errorf("a pod of another namespace: %v", err)
+	}
+	for len(s.connections.slots()) < cap(s.connections.slots()) {
+		s.connections.slots() <- struct{}{} // all connections are in use
+	}
+	gates, _ := countingPods(t, 1, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		_, _ = io.WriteString(w, expositionOfActivator(1))
+	})
+	gates[0].Kind = providers.Activator
+	limit, enough := context.WithTimeout(t.Context(), 10*time.Second)
+	defer enough()
+	if _, err := s.Measure(limit, gates[0]); err != nil {
+		t.Errorf("an activator while no pod can be connected to: %v", err)
+	}
+}

@@ -34,10 +34,10 @@ type identity struct {
 	authority  providers.SecretVersion // zero for the system's
 }
 
-// transports holds one Transport for http, and one for each TLS identity in use.
+// transports holds one Transport for activators, one for pods over http, and one for each TLS identity in use.
 type transports struct {
-	dial  func(ctx context.Context, network, address string) (net.Conn, error)
-	plain *http.Transport
+	dial              func(ctx context.Context, network, address string) (net.Conn, error)
+	plain, activators *http.Transport
 
 	mu         sync.Mutex // protects following
 	byIdentity map[identity]*tlsTransport
@@ -71,7 +71,10 @@ func (ts *transports) newTransport() *http.Transport {
 // of returns the Transport for t.
 func (ts *transports) of(ctx context.Context, t providers.Target, secrets Secrets) (*http.Transport, error) {
 	s := t.Scrape
-	if !s.TLS {
+	switch {
+	case t.Kind == providers.Activator:
+		return ts.activators, nil
+	case !s.TLS:
 		return ts.plain, nil
 	}
 	id := identity{insecure: s.InsecureSkipVerify, serverName: s.ServerName}
@@ -139,6 +142,7 @@ func (ts *transports) sweepLocked(now time.Time) {
 
 func (ts *transports) close() {
 	ts.plain.CloseIdleConnections()
+	ts.activators.CloseIdleConnections()
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	for _, t := range ts.byIdentity {

@@ -18,7 +18,7 @@ const (
 	// settling is how long the adapter has for its first rounds, which have all connections to make.
 	settling = 5 * time.Minute
 	rounds   = 3
-	// memoryLimit is the GOMEMLIMIT that docs/operations.md names for 20,000 pods; manifests/base has half of it.
+	// memoryLimit is the GOMEMLIMIT of manifests/base.
 	memoryLimit = "1800MiB"
 )
 
