@@ -61,7 +61,8 @@ type Options struct {
 	// CALifetime and CertLifetime are those of the CA and of the serving certificate; both are renewed after two
 	// thirds. Defaults 10 years and 1 year.
 	CALifetime, CertLifetime time.Duration
-	// CertInterval is the time between two looks at the certificate's Secret and the APIServices. Default 30s.
+	// CertInterval is the time between two looks at the certificate's Secret and the APIServices. Default 10s:
+	// for so long an APIService that was deleted and made again is without our bundle, and answers nothing.
 	CertInterval time.Duration
 	// CertSettle is the time between publishing a new CA and serving what it signed: what the API servers take to
 	// notice. Default 2s; negative is none.
@@ -71,6 +72,12 @@ type Options struct {
 	dialUpstream func(ctx context.Context, network, address string) (net.Conn, error)
 	// discoverEvery is the time between two looks at what an upstream serves; zero is discoverEvery's.
 	discoverEvery time.Duration
+}
+
+// Validate says what is wrong with o, as Run does first of all: for callers that start something beside it.
+func (o Options) Validate() error {
+	_, err := o.complete()
+	return err
 }
 
 func (o Options) complete() (Options, error) {
@@ -102,7 +109,7 @@ func (o Options) complete() (Options, error) {
 	o.DrainDelay = durationOr(o.DrainDelay, 5*time.Second)
 	o.CALifetime = durationOr(o.CALifetime, 10*365*24*time.Hour)
 	o.CertLifetime = durationOr(o.CertLifetime, 365*24*time.Hour)
-	o.CertInterval = durationOr(o.CertInterval, 30*time.Second)
+	o.CertInterval = durationOr(o.CertInterval, 10*time.Second)
 	o.CertSettle = durationOr(o.CertSettle, 2*time.Second)
 	return o, o.validate()
 }

@@ -109,7 +109,7 @@ func labelsOf(s labels.Selector) string {
 	if s == nil {
 		return ""
 	}
-	return s.String()
+	return oneLine(s.String())
 }
 
 // oneLine is message in one line that is not too long: an HPA's condition shows it behind words of its own.

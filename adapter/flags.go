@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -141,6 +142,14 @@ func (o Options) validate() error {
 	}
 	if u.InsecureSkipTLSVerify && u.CAFile != "" {
 		errs = append(errs, fmt.Errorf("--%s and --%s exclude each other", flagUpstreamInsecure, flagUpstreamCA))
+	}
+	for _, named := range []struct{ flag, path string }{{flagUpstreamCA, u.CAFile}, {flagUpstreamToken, u.TokenFile}} {
+		if named.path == "" {
+			continue
+		}
+		if _, err := os.ReadFile(named.path); err != nil {
+			errs = append(errs, fmt.Errorf("--%s: %w", named.flag, err))
+		}
 	}
 	if u.Timeout < 0 {
 		errs = append(errs, fmt.Errorf("--%s: %s is negative", flagUpstreamTimeout, u.Timeout))

@@ -316,8 +316,8 @@ type KafkaLagMetric struct {
 // SecretRef names a Secret in the Function's namespace.
 type SecretRef struct {
 	// Name of the Secret.
-	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')",message="the name of a Secret is lower case letters, digits, - and ., and no path: the Secret is in the Function's own namespace"
 	Name string `json:"name"`
 }
 

@@ -83,6 +83,9 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	o.adapter.Ready = collector.Ready
+	if err := o.adapter.Validate(); err != nil { // before anything else runs and says things
+		return err
+	}
 
 	serving, stop := context.WithCancelCause(ctx)
 	measuring, cancel := context.WithCancel(context.WithoutCancel(ctx))
