@@ -332,7 +332,8 @@ var refusedSpecs = []struct {
 	{
 		"a Secret of another namespace", querying(func(m *v1alpha1.PrometheusMetric) { m.AuthRef = &v1alpha1.SecretRef{Name: "a/b"} }),
 		[]string{"authRef.name", "the Function's own namespace"},
-	}, {
+	},
+	{
 		"a Secret without a name", querying(func(m *v1alpha1.PrometheusMetric) { m.AuthRef = &v1alpha1.SecretRef{} }),
 		[]string{"authRef.name"},
 	},
