@@ -78,8 +78,14 @@ func TestWakeByValue(t *testing.T) {
 	})
 
 	w.ask(t, name, "0")
+	eventually(t, 60*time.Second, "an empty queue to be served", func(ctx context.Context) string {
+		if depth, err := w.metric(ctx, "v1beta2", name, "depth"); err != nil || depth != 0 {
+			return fmt.Sprintf("depth is %v (%v)", depth, err)
+		}
+		return ""
+	})
 	// Scaled to zero again until that stays: the scaler may have read the last depth a moment before.
-	eventually(t, 30*time.Second, "a zero by hand to stay", func(ctx context.Context) string {
+	eventually(t, 60*time.Second, "a zero by hand to stay", func(ctx context.Context) string {
 		if out, err := w.kubectl("-n", "default", "scale", "statefulset", name, "--replicas=0"); err != nil {
 			return out
 		}
@@ -87,8 +93,8 @@ func TestWakeByValue(t *testing.T) {
 		if err := w.client.Get(ctx, key(name), &got); err != nil || got.Status.Phase != v1alpha1.Idle {
 			return fmt.Sprintf("phase %s (%v)", got.Status.Phase, err)
 		}
-		if depth, err := w.metric(ctx, "v1beta2", name, "depth"); err != nil || depth != 0 || w.sets(ctx, t, name) != 0 {
-			return fmt.Sprintf("depth is %v (%v)", depth, err)
+		if n := w.sets(ctx, t, name); n != 0 {
+			return fmt.Sprintf("%d replicas", n)
 		}
 		return ""
 	})
