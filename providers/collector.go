@@ -37,6 +37,7 @@ type Collector struct {
 	opts    Options
 	metrics *collectorMetrics
 	seed    maphash.Seed
+	epoch   time.Time // from which the turns are counted
 
 	logs    map[Kind]*logLimit
 	untried atomic.Int64 // loops that were started before Synced and have not made their first rounds yet
@@ -76,9 +77,9 @@ func NewCollector(o Options) (*Collector, error) {
 		o.FirstRound = max(10*time.Second, (firstRounds+1)*max(i.Activator, i.Pod), i.Query+2*time.Second)
 	}
 	c := &Collector{
-		opts: o, metrics: newCollectorMetrics(o.Store), seed: maphash.MakeSeed(),
+		opts: o, metrics: newCollectorMetrics(o.Store), seed: maphash.MakeSeed(), epoch: time.Now(),
 		loops: map[Target]*loop{}, byOwner: map[owner][]*loop{},
-		logs: map[Kind]*logLimit{Activator: {}, Pod: {}, Query: {}},
+		logs: map[Kind]*logLimit{Activator: {}, Pod: {}, Query: {}, Lag: {}},
 	}
 	if o.Registerer != nil {
 		if err := c.metrics.register(o.Registerer); err != nil {
@@ -141,9 +142,12 @@ func (c *Collector) forget(ctx context.Context) {
 // on, so that a start with many targets is no burst.
 func (c *Collector) run(ctx context.Context, l *loop) {
 	interval := c.opts.Store.intervals.of(l.Kind)
-	phase := time.Duration(maphash.Comparable(c.seed, l.Target) % uint64(interval))
-	next := time.Now().Add(phase)
-	timer := time.NewTimer(phase)
+	// Turns are counted from the same time for all, so that those of the same phase are at the same time.
+	next := c.epoch.Add(c.phase(&l.Target, interval))
+	if late := time.Since(next); late > 0 {
+		next = next.Add(late.Truncate(interval) + interval)
+	}
+	timer := time.NewTimer(time.Until(next))
 	defer timer.Stop()
 	tried := sync.OnceFunc(func() {
 		if l.early {
@@ -152,7 +156,7 @@ func (c *Collector) run(ctx context.Context, l *loop) {
 	})
 	defer tried() // a loop that ends before its first rounds is not waited for
 	rounds := firstRounds
-	if l.Kind == Query {
+	if l.Kind == Query || l.Kind == Lag {
 		rounds = 1 // its answer is the value
 	}
 	for {
@@ -178,6 +182,15 @@ func (c *Collector) run(ctx context.Context, l *loop) {
 		}
 		timer.Reset(time.Until(next))
 	}
+}
+
+// phase is that of the target's hash; of a Lag that of its cluster's, which is asked for all of its groups at once.
+func (c *Collector) phase(t *Target, interval time.Duration) time.Duration {
+	hash := maphash.Comparable(c.seed, *t)
+	if t.Kind == Lag {
+		hash = maphash.String(c.seed, t.Consumer.Servers)
+	}
+	return time.Duration(hash % uint64(interval))
 }
 
 // log tells of a target that begins to fail, or is measured again where err is nil. Many targets may do so at once.

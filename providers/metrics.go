@@ -31,7 +31,7 @@ func newCollectorMetrics(store *Store) *collectorMetrics {
 			series:    prometheus.NewDesc("sluice_adapter_series", "Series remembered: functions by the targets that count them.", nil, nil),
 		},
 	}
-	for _, k := range []Kind{Activator, Pod, Query} { // so that an outcome reads 0 before it first happens
+	for _, k := range []Kind{Activator, Pod, Query, Lag} { // so that an outcome reads 0 before it first happens
 		for _, o := range []string{"ok", "timeout", "refused", "invalid", "error"} {
 			m.scrapes.WithLabelValues(string(k), o)
 		}

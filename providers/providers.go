@@ -30,6 +30,8 @@ const (
 	Pod Kind = "pod"
 	// Query is a query of one function to a server of another system. Its answer is one number.
 	Query Kind = "query"
+	// Lag is how far the consumer group of one function is behind at a Kafka cluster. Its answer is several numbers.
+	Lag Kind = "lag"
 )
 
 // Target is one thing that is measured. Its fields are its identity: two Targets that differ in any field are two
@@ -37,7 +39,7 @@ const (
 type Target struct {
 	// Kind of the target.
 	Kind Kind
-	// Function that a Pod or a Query belongs to; zero for an Activator.
+	// Function that a Pod, a Query or a Lag belongs to; zero for an Activator.
 	Function types.NamespacedName
 	// UID of the pod behind the address, by which a new pod at an old address is told from the old pod.
 	UID types.UID
@@ -47,6 +49,8 @@ type Target struct {
 	Scrape Scrape
 	// Ask is what a Query asks.
 	Ask Ask
+	// Consumer is whose Lag is measured.
+	Consumer Consumer
 }
 
 // Scrape says how a process's exposition is fetched and what is read from it.
@@ -76,10 +80,52 @@ type Ask struct {
 	EmptyIsZero bool
 }
 
+// Consumer is a group that consumes topics of a Kafka cluster. Lists are in order, with a comma between their members.
+type Consumer struct {
+	// Name tells the Function's Consumers apart; see v1alpha1.KafkaLagMetric.
+	Name string
+	// Servers of the cluster, host:port.
+	Servers string
+	// Group and its Topics.
+	Group, Topics string
+	// Partitions that count, by number; empty for all.
+	Partitions string
+	// Reset and Isolation of the group's consumers.
+	Reset     v1alpha1.KafkaOffsetReset
+	Isolation v1alpha1.KafkaIsolation
+	// AuthSecret names a Secret with credentials in the Function's namespace; empty for none.
+	AuthSecret string
+}
+
+// Metric is the name under which the Consumer's metric of the kind is served: v1alpha1.KafkaLag and so on.
+func (c *Consumer) Metric(kind string) string {
+	m := v1alpha1.KafkaLagMetric{Name: c.Name}
+	return m.Metric(kind)
+}
+
+// metrics are the names of what the target answers; none for targets that count requests.
+func (t *Target) metrics() []string {
+	switch t.Kind {
+	case Query:
+		return []string{t.Ask.Metric}
+	case Lag:
+		c := &t.Consumer
+		return []string{
+			c.Metric(v1alpha1.KafkaLag), c.Metric(v1alpha1.KafkaLagSeconds), c.Metric(v1alpha1.KafkaEndOffsetRate),
+			c.Metric(v1alpha1.KafkaPartitions),
+		}
+	default:
+		return nil
+	}
+}
+
 // String names the target for people: "pod 10.0.0.7:8080", "query queue_depth at http://prometheus:9090".
 func (t Target) String() string {
-	if t.Kind == Query {
+	switch t.Kind {
+	case Query:
 		return "query " + t.Ask.Metric + " at " + t.Ask.Server
+	case Lag:
+		return fmt.Sprintf("consumer group %q at %s", t.Consumer.Group, t.Consumer.Servers)
 	}
 	return string(t.Kind) + " " + t.Address
 }
@@ -136,12 +182,28 @@ type Reading struct {
 type Measurement struct {
 	// Value is the answer of a Query, which has no Functions.
 	Value float64
+	// Answers are those of a Lag, which has no Functions either.
+	Answers []Answer
+	// At is when what is told was true, where that is before it was asked for; else zero.
+	At time.Time
 	// Unchanged says that Functions are those of the last Measurement of the target. They are there all the same.
 	Unchanged bool
 	// Start is when the process began; zero when the target does not say.
 	Start time.Time
 	// Functions by name. The Store keeps nothing of the map.
 	Functions map[types.NamespacedName]Reading
+}
+
+// Answer is one number of several.
+type Answer struct {
+	// Metric is the name under which it is served.
+	Metric string
+	// Value is finite and not negative.
+	Value float64
+	// Window is the time over which it is a mean; 0 when it is none.
+	Window time.Duration
+	// Unknown says why there is no Value, although the target has answered; else empty.
+	Unknown string
 }
 
 // Source measures targets of one Kind.
@@ -185,6 +247,8 @@ type Intervals struct {
 	Pod time.Duration
 	// Query is the interval of queries. Default 10s.
 	Query time.Duration
+	// Lag is the interval of consumer groups. Default 2s.
+	Lag time.Duration
 }
 
 func (i Intervals) withDefaults() Intervals {
@@ -197,6 +261,9 @@ func (i Intervals) withDefaults() Intervals {
 	if i.Query <= 0 {
 		i.Query = 10 * time.Second
 	}
+	if i.Lag <= 0 {
+		i.Lag = 2 * time.Second
+	}
 	return i
 }
 
@@ -206,6 +273,8 @@ func (i Intervals) of(k Kind) time.Duration {
 		return i.Pod
 	case Query:
 		return i.Query
+	case Lag:
+		return i.Lag
 	default:
 		return i.Activator
 	}

@@ -35,6 +35,9 @@ func (s *Store) Record(t Target, at time.Time, m *Measurement, err error) error 
 	if err == nil {
 		err = m.validate(t.Kind)
 	}
+	if err == nil && !m.At.IsZero() && m.At.Before(at) {
+		at = m.At
+	}
 	s.mu.RLock()
 	src := s.targets[t]
 	s.mu.RUnlock()
@@ -61,7 +64,12 @@ func (s *Store) Record(t Target, at time.Time, m *Measurement, err error) error 
 	}
 	switch t.Kind {
 	case Query:
-		src.change(func(st *state) { st.answered(now); st.answer = m.Value })
+		src.change(func(st *state) {
+			st.answered(now)
+			st.answers = []Answer{{Metric: t.Ask.Metric, Value: m.Value}}
+		})
+	case Lag:
+		src.change(func(st *state) { st.answered(now); st.answers = m.Answers })
 	case Pod:
 		s.recordPod(src, now, m, at.Sub(m.Start))
 	default:
@@ -267,6 +275,11 @@ func (m *Measurement) validate(k Kind) error {
 		return fmt.Errorf("%w: none", ErrInvalid)
 	case k == Query && !(m.Value >= 0 && m.Value <= math.MaxFloat64): // so that NaN is refused
 		return fmt.Errorf("%w: %v, want a number that is finite and not negative", ErrInvalid, m.Value)
+	}
+	for _, a := range m.Answers {
+		if !(a.Value >= 0 && a.Value <= math.MaxFloat64) {
+			return fmt.Errorf("%w: %v for %s, want a number that is finite and not negative", ErrInvalid, a.Value, a.Metric)
+		}
 	}
 	for name, r := range m.Functions {
 		for _, v := range [...]float64{

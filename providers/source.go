@@ -61,9 +61,9 @@ type state struct {
 	counted tick  // the counters are known from here on; never where they began at zero
 	watched tick  // observed without a gap from here on; never where nothing came before
 
-	absent bool    // the latest answer did not have the counter
-	gauged bool    // an answer had the gauge
-	answer float64 // of a Query
+	absent  bool     // the latest answer did not have the counter
+	gauged  bool     // an answer had the gauge
+	answers []Answer // of a Query or a Lag
 }
 
 func newSource(t Target, interval time.Duration, now tick) *source {

@@ -143,7 +143,7 @@ func (s *Store) SetFunction(fn Function, targets []Endpoint) {
 		case e.Function != fn.Name:
 		case e.Kind == Pod:
 			pods = append(pods, e)
-		case e.Kind == Query:
+		case e.Kind == Query || e.Kind == Lag:
 			queries = append(queries, e)
 		}
 	}
@@ -360,7 +360,7 @@ func (s *Store) list(g group, endpoints []Endpoint, interval time.Duration, f *f
 		change.went, change.any = append(change.went, src), true
 		src.goneAt = now
 		src.change(func(st *state) { st.waited = false })
-		if src.Kind != Query && src.state.Load().sampled != never {
+		if src.metrics() == nil && src.state.Load().sampled != never {
 			gone = append(gone, src)
 		}
 	}
@@ -406,9 +406,11 @@ func (s *Store) index(came, went []*source) {
 // metricsOf lists the metrics that are served for a function.
 func metricsOf(r Rule, queries []Endpoint) []string {
 	metrics := r.Counts()
-	for _, q := range queries {
-		if !slices.Contains(metrics, q.Ask.Metric) {
-			metrics = append(slices.Clip(metrics), q.Ask.Metric)
+	for i := range queries {
+		for _, name := range queries[i].metrics() {
+			if !slices.Contains(metrics, name) {
+				metrics = append(slices.Clip(metrics), name)
+			}
 		}
 	}
 	return metrics

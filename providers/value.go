@@ -1,6 +1,7 @@
 package providers
 
 import (
+	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -82,10 +83,10 @@ func (r Rule) inFlight() counter {
 	return lasted
 }
 
-// query is the latest answer of the function's query of that name.
+// query is the latest answer of the function's query, or consumer group, with a metric of that name.
 func (f *function) query(metric string, now tick) (Value, tick, *Unknown) {
 	for _, src := range *f.queries.Load() {
-		if src.Ask.Metric != metric {
+		if !slices.Contains(src.metrics(), metric) {
 			continue
 		}
 		st := src.state.Load()
@@ -99,7 +100,16 @@ func (f *function) query(metric string, now tick) (Value, tick, *Unknown) {
 			}
 			return Value{}, 0, u
 		}
-		return Value{Value: st.answer}, min(st.sampled, now), nil
+		for _, a := range st.answers {
+			switch {
+			case a.Metric != metric:
+			case a.Unknown != "":
+				return Value{}, 0, &Unknown{Reason: NoData, Detail: a.Unknown}
+			default:
+				return Value{Value: a.Value, Window: a.Window}, min(st.sampled, now), nil
+			}
+		}
+		return Value{}, 0, &Unknown{Reason: NoData, Source: src.String()}
 	}
 	return Value{}, 0, f.def.Load().noMetric(metric)
 }

@@ -101,8 +101,11 @@ func scalingActive(w *world, d decision) (status metav1.ConditionStatus, reason,
 	case len(names) == 0:
 		return metav1.ConditionTrue, "SleepOnly", "spec.metrics is empty: the function only sleeps and wakes"
 	}
-	return metav1.ConditionTrue, "Scaling",
-		fmt.Sprintf("HorizontalPodAutoscaler %s scales on %s", w.fn.OwnedName(), strings.Join(names, ", "))
+	message = fmt.Sprintf("HorizontalPodAutoscaler %s scales on %s", w.fn.OwnedName(), strings.Join(names, ", "))
+	if w.bounded.Replicas > 0 {
+		message += ", bound by " + w.bounded.By
+	}
+	return metav1.ConditionTrue, "Scaling", message
 }
 
 // metricsAvailable says whether every metric of fn has a known value. It is slower to complain than decide is: a value

@@ -41,6 +41,8 @@ type observed struct {
 	Held string
 	// ForeignHPA is true when somebody else scales the workload.
 	ForeignHPA bool
+	// Bound is how many replicas have anything to do.
+	Bound bound
 	// Recorded is the phase in the status, and Slept true when by the status the scaler was the last to change the
 	// scale, to zero: all that is left of what an earlier scaler knew.
 	Recorded v1alpha1.Phase

@@ -67,11 +67,14 @@ func (l *look) wakeByValue() bool {
 		return false
 	}
 	l.d.Inputs = inputs
-	l.wakeTo(l.fn.AwakeReplicas(replicas), fmt.Sprintf("%s: %s", strings.Join(why, ", "),
+	l.wakeTo(min(l.fn.AwakeReplicas(replicas), l.seen.Bound.most(l.fn)), fmt.Sprintf("%s: %s", strings.Join(why, ", "),
 		l.gated("the gate stays in the path until a pod is ready")))
 	l.d.Formula = formula
 	if l.d.To < replicas {
 		l.d.Clamps = []string{fmt.Sprintf("maxReplicas %d", l.fn.Spec.Scale.MaxReplicas)}
+		if l.d.To < l.fn.Spec.Scale.MaxReplicas {
+			l.d.Clamps = []string{"bound by " + l.seen.Bound.By}
+		}
 	}
 	return true
 }

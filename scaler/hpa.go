@@ -44,7 +44,7 @@ func scaleMetrics(fn *v1alpha1.Function) (names []string, targets map[string]res
 
 // renderHPA is the HorizontalPodAutoscaler of fn, or nil when it scales on nothing. Targets are AverageValue, which
 // gives ceil(value / target) whatever the number of ready pods; minReplicas is never 0, as only the scaler writes 0.
-func renderHPA(fn *v1alpha1.Function) (*autoscalingv2.HorizontalPodAutoscaler, error) {
+func renderHPA(fn *v1alpha1.Function, b bound) (*autoscalingv2.HorizontalPodAutoscaler, error) {
 	names, targets := scaleMetrics(fn)
 	if len(names) == 0 {
 		return nil, nil
@@ -57,7 +57,7 @@ func renderHPA(fn *v1alpha1.Function) (*autoscalingv2.HorizontalPodAutoscaler, e
 				APIVersion: kind.GroupVersion().String(), Kind: kind.Kind, Name: fn.WorkloadName(),
 			},
 			MinReplicas: new(max(fn.Spec.Scale.MinReplicas, 1)),
-			MaxReplicas: fn.Spec.Scale.MaxReplicas,
+			MaxReplicas: b.most(fn),
 			Behavior:    fn.Spec.Scale.Behavior.DeepCopy(),
 		},
 	}
@@ -106,7 +106,7 @@ func sameHPA(have, want *autoscalingv2.HorizontalPodAutoscaler) bool {
 // ensureHPA makes the function's HorizontalPodAutoscaler what it should be; without a metric to scale on, or beside
 // a foreign one, that is gone.
 func (r *Reconciler) ensureHPA(ctx context.Context, w *world) error {
-	want, err := renderHPA(w.fn)
+	want, err := renderHPA(w.fn, w.bounded)
 	if err != nil {
 		return err
 	}

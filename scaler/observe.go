@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -39,6 +40,8 @@ type world struct {
 	loses bool
 	// noGate says why the gate can not join the own Service; empty when it can.
 	noGate string
+	// bounded is how many replicas have anything to do.
+	bounded bound
 	// missing is true when the workload, or the Service that is wanted, does not exist.
 	missing bool
 	// problems are what is wrong, the worst first.
@@ -357,13 +360,16 @@ func (r *Reconciler) slices(ctx context.Context, namespace string, labels client
 // observed is the part of the world that decide looks at.
 func (r *Reconciler) observed(w *world, mem memory) observed {
 	key := w.fn.Key()
+	samples := r.poller.samples(key)
+	w.bounded = w.bound(time.Now(), samples)
 	seen := observed{
 		Replicas:   w.replicas(),
 		HasGate:    w.gateable() && w.gatePort.Gate != 0,
 		InPath:     w.inPath(),
 		Activators: len(w.activators),
-		Samples:    r.poller.samples(key),
+		Samples:    samples,
 		ForeignHPA: w.foreignHPA != "",
+		Bound:      w.bounded,
 		Recorded:   w.fn.Status.Phase,
 	}
 	if last := w.fn.Status.LastDecision; last != nil {

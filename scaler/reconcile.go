@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -320,7 +321,7 @@ func (r *Reconciler) track(w *world, rec *record, d decision) {
 		r.proofs.forget(key)
 		if w.workload != nil && wakesByValue(w.fn, w.foreignHPA != "") {
 			names := externalNames(w.fn)
-			r.poller.track(key, interest{Metrics: names, External: w.fn.ExternalMetrics(), Required: names, Asleep: true})
+			r.poller.track(key, interest{Metrics: slices.Concat(names, boundNames(w.fn)), External: w.fn.ExternalMetrics(), Required: names, Asleep: true})
 		} else {
 			r.poller.forget(key)
 		}

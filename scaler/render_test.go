@@ -67,7 +67,7 @@ func TestRenderHPA(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := renderHPA(newFunction("hello", tt.change))
+			got, err := renderHPA(newFunction("hello", tt.change), bound{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -95,7 +95,7 @@ func TestSameHPA(t *testing.T) {
 		}
 	}
 	render := func(change ...func(*v1alpha1.Function)) *autoscalingv2.HorizontalPodAutoscaler {
-		hpa, err := renderHPA(newFunction("hello", change...))
+		hpa, err := renderHPA(newFunction("hello", change...), bound{})
 		if err != nil {
 			t.Fatal(err)
 		}

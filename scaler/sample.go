@@ -56,7 +56,7 @@ func wanted(fn *v1alpha1.Function) []string {
 	if fn.Spec.Traffic != nil {
 		names = append(names, requestMetrics...)
 	}
-	return append(names, externalNames(fn)...)
+	return slices.Concat(names, externalNames(fn), boundNames(fn))
 }
 
 // externalNames are the names of the function's external metrics.

@@ -70,19 +70,29 @@ type ExternalMetric struct {
 	Target resource.Quantity
 	// Activation is the value above which the function is awake.
 	Activation resource.Quantity
+	// Bound is the metric that says how many replicas have anything to do; empty where there is no such bound.
+	Bound string
 }
 
 // ExternalMetrics are those of spec.metrics, of whatever source, in their order.
 func (f *Function) ExternalMetrics() []ExternalMetric {
 	var all []ExternalMetric
 	for _, m := range f.Spec.Metrics {
-		if p := m.Prometheus; p != nil {
-			e := ExternalMetric{Name: p.Name, Target: p.Target}
-			if p.Activation != nil {
-				e.Activation = *p.Activation
-			}
-			all = append(all, e)
+		var e ExternalMetric
+		var activation *resource.Quantity
+		switch {
+		case m.Prometheus != nil:
+			e, activation = ExternalMetric{Name: m.Prometheus.Name, Target: m.Prometheus.Target}, m.Prometheus.Activation
+		case m.KafkaLag != nil:
+			e = ExternalMetric{Name: m.KafkaLag.Metric(KafkaLag), Target: m.KafkaLag.Target, Bound: m.KafkaLag.Metric(KafkaPartitions)}
+			activation = m.KafkaLag.Activation
+		default:
+			continue
 		}
+		if activation != nil {
+			e.Activation = *activation
+		}
+		all = append(all, e)
 	}
 	return all
 }

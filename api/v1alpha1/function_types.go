@@ -38,7 +38,7 @@ type FunctionList struct {
 
 // FunctionSpec says what the function runs as, how requests reach it, and what it scales on.
 //
-// +kubebuilder:validation:XValidation:rule="self.scale.minReplicas > 0 || has(self.traffic) || (has(self.metrics) && self.metrics.exists(m, has(m.prometheus)))",message="spec.scale.minReplicas 0 needs something that wakes the function: set spec.traffic, a metric of another source in spec.metrics, or minReplicas of at least 1"
+// +kubebuilder:validation:XValidation:rule="self.scale.minReplicas > 0 || has(self.traffic) || (has(self.metrics) && self.metrics.exists(m, has(m.prometheus) || has(m.kafkaLag)))",message="spec.scale.minReplicas 0 needs something that wakes the function: set spec.traffic, a metric of another source in spec.metrics, or minReplicas of at least 1"
 // +kubebuilder:validation:XValidation:rule="self.scale.minReplicas > 0 || !has(self.traffic) || self.traffic.mode == 'Proxied' || has(self.traffic.podMetrics)",message="spec.scale.minReplicas 0 in mode Direct needs spec.traffic.podMetrics, because past the gate only the pods can tell that they are idle; set podMetrics, or mode Proxied"
 // +kubebuilder:validation:XValidation:rule="!has(self.metrics) || !self.metrics.exists(m, has(m.requestRate)) || (has(self.traffic) && (self.traffic.mode == 'Proxied' || has(self.traffic.podMetrics)))",message="spec.metrics[].requestRate needs someone who counts: set spec.traffic.mode Proxied, or spec.traffic.podMetrics"
 // +kubebuilder:validation:XValidation:rule="!has(self.metrics) || !self.metrics.exists(m, has(m.concurrency)) || (has(self.traffic) && (self.traffic.mode == 'Proxied' || (has(self.traffic.podMetrics) && (has(self.traffic.podMetrics.inFlight) || has(self.traffic.podMetrics.duration) || has(self.traffic.podMetrics.preset)))))",message="spec.metrics[].concurrency needs someone who counts: set spec.traffic.mode Proxied, or name a gauge in spec.traffic.podMetrics.inFlight or a histogram in podMetrics.duration"
@@ -64,6 +64,7 @@ type FunctionSpec struct {
 	// +kubebuilder:validation:MaxItems=8
 	// +kubebuilder:validation:XValidation:rule="self.filter(m, has(m.requestRate)).size() <= 1",message="spec.metrics may hold one requestRate; remove the others"
 	// +kubebuilder:validation:XValidation:rule="self.filter(m, has(m.concurrency)).size() <= 1",message="spec.metrics may hold one concurrency; remove the others"
+	// +kubebuilder:validation:XValidation:rule="self.filter(m, has(m.kafkaLag) && !has(m.kafkaLag.name)).size() <= 1 && self.all(m, !has(m.kafkaLag) || !has(m.kafkaLag.name) || self.filter(n, has(n.kafkaLag) && has(n.kafkaLag.name) && n.kafkaLag.name == m.kafkaLag.name).size() == 1)",message="each of spec.metrics[].kafkaLag needs a name of its own, by which its metrics are told from the others'"
 	// +kubebuilder:validation:XValidation:rule="self.all(m, !has(m.prometheus) || self.filter(n, has(n.prometheus) && n.prometheus.name == m.prometheus.name).size() == 1)",message="each of spec.metrics[].prometheus needs a name of its own; rename one"
 	Metrics []Metric `json:"metrics,omitempty"`
 
@@ -249,9 +250,8 @@ type Scale struct {
 
 // Metric is one thing to scale on; exactly one member is set.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.kafkaLag)",message="spec.metrics[].kafkaLag is not served in this version; remove it"
 // +kubebuilder:validation:XValidation:rule="!has(self.resource)",message="spec.metrics[].resource is not served in this version; remove it"
-// +kubebuilder:validation:XValidation:rule="[has(self.requestRate), has(self.concurrency), has(self.kafkaLag), has(self.prometheus), has(self.resource)].filter(x, x).size() == 1",message="each of spec.metrics sets exactly one of requestRate, concurrency, prometheus"
+// +kubebuilder:validation:XValidation:rule="[has(self.requestRate), has(self.concurrency), has(self.kafkaLag), has(self.prometheus), has(self.resource)].filter(x, x).size() == 1",message="each of spec.metrics sets exactly one of requestRate, concurrency, kafkaLag, prometheus"
 type Metric struct {
 	// RequestRate scales on requests per second.
 	// +optional
@@ -259,7 +259,7 @@ type Metric struct {
 	// Concurrency scales on requests in flight, held ones included.
 	// +optional
 	Concurrency *ConcurrencyMetric `json:"concurrency,omitempty"`
-	// KafkaLag scales on the lag of a consumer group. Not served in this version.
+	// KafkaLag scales on the lag of a consumer group.
 	// +optional
 	KafkaLag *KafkaLagMetric `json:"kafkaLag,omitempty"`
 	// Prometheus scales on the answer of an instant query.
@@ -294,24 +294,86 @@ type ConcurrencyMetric struct {
 	Target resource.Quantity `json:"target"`
 }
 
-// KafkaLagMetric scales on kafka_lag. Not served in this version.
+// KafkaLagMetric scales on kafka_lag: the records that a consumer group has not read.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.topic) != has(self.topics)",message="spec.metrics[].kafkaLag needs either topic or topics"
 type KafkaLagMetric struct {
-	// BootstrapServers of the cluster, host:port.
+	// Name tells several apart: their metrics are kafka_NAME_lag and so on. Without it they are kafka_lag,
+	// kafka_lag_seconds, kafka_end_offset_rate and kafka_partitions.
+	// +optional
+	// +kubebuilder:validation:MaxLength=30
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z]([a-z0-9_]*[a-z0-9])?$')",message="spec.metrics[].kafkaLag.name must be of a-z, 0-9 and _, begin with a letter and not end with _"
+	Name string `json:"name,omitempty"`
+	// BootstrapServers of the cluster, host:port. One that answers is enough.
 	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:XValidation:rule="self.all(s, size(s) <= 260 && s.matches('^([a-zA-Z0-9]([-a-zA-Z0-9._]*[a-zA-Z0-9])?|[[][0-9a-fA-F:]+[]]):[0-9]{1,5}$'))",message="each of spec.metrics[].kafkaLag.bootstrapServers must be HOST:PORT"
+	// +kubebuilder:validation:items:MaxLength=260
 	BootstrapServers []string `json:"bootstrapServers"`
 	// Topic whose lag counts.
-	Topic string `json:"topic"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=249
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-zA-Z0-9._-]+$')",message="spec.metrics[].kafkaLag.topic must be the name of a topic, of a-z, A-Z, 0-9, '.', '_' and '-'"
+	Topic string `json:"topic,omitempty"`
+	// Topics whose lags count together, in place of Topic.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=249
+	// +kubebuilder:validation:XValidation:rule="self.all(t, t.matches('^[a-zA-Z0-9._-]+$'))",message="each of spec.metrics[].kafkaLag.topics must be the name of a topic, of a-z, A-Z, 0-9, '.', '_' and '-'"
+	Topics []string `json:"topics,omitempty"`
 	// Group that consumes.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=255
 	Group string `json:"group"`
 	// Target is the number of records per replica.
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) > 0 && int(self) <= 1000000000000000 : !self.matches('[eE]') && [quantity(self).asApproximateFloat()].all(n, n > 0.0 && n <= 1e15)",message="spec.metrics[].kafkaLag.target must be above 0 and at most 1P, and have no exponent"
 	Target resource.Quantity `json:"target"`
-	// Activation is the number of records in total above which a sleeping function wakes.
+	// Activation is the number of records in total above which the function is awake: a sleeping one wakes, and one that
+	// is awake does not go to sleep. Default 0.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) >= 0 && int(self) <= 1000000000000000 : !self.matches('[eE]') && [quantity(self).asApproximateFloat()].all(n, n >= 0.0 && n <= 1e15)",message="spec.metrics[].kafkaLag.activation must not be below 0 nor above 1P, and have no exponent"
 	Activation *resource.Quantity `json:"activation,omitempty"`
-	// AuthRef names a Secret in the Function's namespace.
+	// OffsetReset is the auto.offset.reset of the group's consumers: where they begin in a partition in which the group
+	// has committed nothing. Earliest counts all that is there; Latest what comes from now on. Default Latest.
+	// +optional
+	// +kubebuilder:validation:Enum=Latest;Earliest
+	OffsetReset KafkaOffsetReset `json:"offsetReset,omitempty"`
+	// Isolation is the isolation.level of the group's consumers. ReadCommitted counts no record from the first open
+	// transaction of a partition on. Default ReadUncommitted.
+	// +optional
+	// +kubebuilder:validation:Enum=ReadUncommitted;ReadCommitted
+	Isolation KafkaIsolation `json:"isolation,omitempty"`
+	// Partitions that count, by number. Default all.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=1024
+	// +kubebuilder:validation:items:Minimum=0
+	Partitions []int32 `json:"partitions,omitempty"`
+	// AuthRef names a Secret in the Function's namespace with the credentials for the cluster.
 	// +optional
 	AuthRef *SecretRef `json:"authRef,omitempty"`
 }
+
+// KafkaOffsetReset is where consumers begin without a committed offset.
+type KafkaOffsetReset string
+
+// KafkaIsolation says which records consumers see.
+type KafkaIsolation string
+
+const (
+	// KafkaLatest begins at the end of a partition.
+	KafkaLatest KafkaOffsetReset = "Latest"
+	// KafkaEarliest begins at its start.
+	KafkaEarliest KafkaOffsetReset = "Earliest"
+
+	// KafkaReadUncommitted sees all records.
+	KafkaReadUncommitted KafkaIsolation = "ReadUncommitted"
+	// KafkaReadCommitted sees none from the first open transaction on.
+	KafkaReadCommitted KafkaIsolation = "ReadCommitted"
+)
 
 // SecretRef names a Secret in the Function's namespace.
 type SecretRef struct {

@@ -218,11 +218,21 @@ func (in *KafkaLagMetric) DeepCopyInto(out *KafkaLagMetric) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	if in.Topics != nil {
+		in, out := &in.Topics, &out.Topics
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	out.Target = in.Target.DeepCopy()
 	if in.Activation != nil {
 		in, out := &in.Activation, &out.Activation
 		x := (*in).DeepCopy()
 		*out = &x
+	}
+	if in.Partitions != nil {
+		in, out := &in.Partitions, &out.Partitions
+		*out = make([]int32, len(*in))
+		copy(*out, *in)
 	}
 	if in.AuthRef != nil {
 		in, out := &in.AuthRef, &out.AuthRef

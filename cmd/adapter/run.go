@@ -16,6 +16,7 @@ import (
 
 	"github.com/sluice-dev/sluice/adapter"
 	"github.com/sluice-dev/sluice/providers"
+	"github.com/sluice-dev/sluice/providers/kafka"
 	"github.com/sluice-dev/sluice/providers/prometheus"
 	"github.com/sluice-dev/sluice/providers/requests"
 )
@@ -35,6 +36,7 @@ func (o *options) complete() error {
 		every time.Duration
 	}{
 		{"activator-interval", o.intervals.Activator}, {"pod-interval", o.intervals.Pod}, {"query-interval", o.intervals.Query},
+		{"kafka-interval", o.intervals.Lag},
 	} {
 		if i.every < 100*time.Millisecond {
 			errs = append(errs, fmt.Errorf("--%s: %s is less than 100ms", i.flag, i.every))
@@ -69,13 +71,19 @@ func run(ctx context.Context, o options) (err error) {
 		return fmt.Errorf("--prometheus-allow: %w", err)
 	}
 	defer queries.Close()
+	o.adapter.Registry = metrics.NewRegistry()
+	lags, err := kafka.New(kafka.Options{Secrets: secrets, Interval: o.intervals.Lag, Registerer: o.adapter.Registry})
+	if err != nil {
+		return err
+	}
+	defer lags.Close()
 	store := providers.NewStore(o.intervals)
-	o.adapter.Reader, o.adapter.Registry = store, metrics.NewRegistry()
+	o.adapter.Reader = store
 	collector, err := providers.NewCollector(providers.Options{
 		Store:     store,
 		Discovery: &requests.Discovery{Config: o.adapter.Config, Namespace: o.adapter.Namespace},
 		Sources: map[providers.Kind]providers.Source{
-			providers.Activator: scraper, providers.Pod: scraper, providers.Query: queries,
+			providers.Activator: scraper, providers.Pod: scraper, providers.Query: queries, providers.Lag: lags,
 		},
 		Registerer: o.adapter.Registry,
 	})

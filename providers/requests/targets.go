@@ -3,7 +3,9 @@ package requests
 import (
 	"cmp"
 	"net"
+	"slices"
 	"strconv"
+	"strings"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -64,10 +66,17 @@ func podEndpoints(fn *v1alpha1.Function, function providers.Function, slices []*
 	return endpoints
 }
 
-// queryEndpoints are the function's queries. There is always a value to wait for.
+// queryEndpoints are the function's queries and consumer groups. There is always a value to wait for.
 func queryEndpoints(fn *v1alpha1.Function) []providers.Endpoint {
 	var endpoints []providers.Endpoint
 	for _, m := range fn.Spec.Metrics {
+		if m.KafkaLag != nil {
+			endpoints = append(endpoints, providers.Endpoint{
+				Target:   providers.Target{Kind: providers.Lag, Function: fn.Key(), Consumer: consumer(m.KafkaLag)},
+				Ready:    true,
+				Expected: true,
+			})
+		}
 		q := m.Prometheus
 		if q == nil {
 			continue
@@ -85,6 +94,25 @@ func queryEndpoints(fn *v1alpha1.Function) []providers.Endpoint {
 		})
 	}
 	return endpoints
+}
+
+func consumer(m *v1alpha1.KafkaLagMetric) providers.Consumer {
+	c := providers.Consumer{
+		Name: m.Name, Group: m.Group, Topics: strings.Join(m.AllTopics(), ","),
+		// In order, so that functions that name the same servers share connections.
+		Servers:   strings.Join(slices.Sorted(slices.Values(m.BootstrapServers)), ","),
+		Reset:     cmp.Or(m.OffsetReset, v1alpha1.KafkaLatest),
+		Isolation: cmp.Or(m.Isolation, v1alpha1.KafkaReadUncommitted),
+	}
+	var partitions []string
+	for _, p := range slices.Sorted(slices.Values(m.Partitions)) {
+		partitions = append(partitions, strconv.Itoa(int(p)))
+	}
+	c.Partitions = strings.Join(partitions, ",")
+	if m.AuthRef != nil {
+		c.AuthSecret = m.AuthRef.Name
+	}
+	return c
 }
 
 // objectsOf are the workload and the Service that fn names; the Service is zero where it names none.

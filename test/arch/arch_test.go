@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"test/arch":            {},
 	"test/prometheus":      {"api/v1alpha1", "providers", "providers/prometheus"},
 	"test/prometheus/find": {"test/prometheus"},
-	"test/kafka":           {},
+	"test/kafka":           {"api/v1alpha1", "providers", "providers/kafka"},
 	"test/kafka/find":      {"test/kafka"},
 	"test/bench/*":         {"api/v1alpha1", "adapter", "providers", "providers/*", "test/cluster", "test/bench/world"},
 	"test/e2e":             {"api/v1alpha1", "test/load", "test/prometheus", "test/kafka", "test/cluster"},

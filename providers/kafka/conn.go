@@ -1,0 +1,179 @@
+package kafka
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/protocol/apiversions"
+	"github.com/segmentio/kafka-go/protocol/saslauthenticate"
+	"github.com/segmentio/kafka-go/protocol/saslhandshake"
+	"github.com/segmentio/kafka-go/sasl"
+)
+
+// clientID is what brokers' logs and quotas see.
+const clientID = "sluice-adapter"
+
+// security is how the brokers of a cluster are talked to.
+type security struct {
+	// tls is nil for plain connections. Its ServerName may be empty: then it is the broker's host.
+	tls *tls.Config
+	// sasl is nil for none.
+	sasl sasl.Mechanism
+}
+
+// conn is a connection to one broker, authenticated, with versions agreed upon. It takes one request at a time, and is of
+// no use after an error: what arrives then may be the answer to the request before.
+//
+// The module's Transport is not used: it fetches the metadata of all topics at random times, hides that a refresh failed,
+// sends a request per partition, and authenticates without a deadline.
+type conn struct {
+	raw      net.Conn
+	versions map[protocol.ApiKey]int16
+	ids      int32
+	// sent counts requests.
+	sent func(protocol.ApiKey)
+}
+
+// dial connects to address, until ctx ends.
+func dial(ctx context.Context, address string, s security, sent func(protocol.ApiKey)) (*conn, error) {
+	raw, err := (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, errors.Join(err, raw.Close())
+	}
+	if s.tls != nil {
+		config := s.tls.Clone()
+		if config.ServerName == "" {
+			config.ServerName = host
+		}
+		raw = tls.Client(raw, config)
+	}
+	c := &conn{raw: raw, sent: sent}
+	if err := c.negotiate(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("agree on versions: %w", err), raw.Close())
+	}
+	if s.sasl != nil {
+		number, _ := strconv.Atoi(port) // a name of a port is resolved by the dialer alone
+		metadata := &sasl.Metadata{Host: host, Port: number}
+		if err := c.authenticate(sasl.WithMetadata(ctx, metadata), s.sasl); err != nil {
+			return nil, errors.Join(fmt.Errorf("authenticate by %s: %w", s.sasl.Name(), err), raw.Close())
+		}
+	}
+	return c, nil
+}
+
+func (c *conn) close() { _ = c.raw.Close() }
+
+// negotiate asks which versions the broker speaks. Version 0 is answered by every broker.
+func (c *conn) negotiate(ctx context.Context) error {
+	answer, err := exchange[*apiversions.Response](ctx, c, &apiversions.Request{})
+	if err != nil {
+		return err
+	}
+	if answer.ErrorCode != 0 {
+		return codeError(answer.ErrorCode)
+	}
+	c.versions = make(map[protocol.ApiKey]int16, len(answer.ApiKeys))
+	for _, k := range answer.ApiKeys {
+		key := protocol.ApiKey(k.ApiKey)
+		if key >= 0 && key <= protocol.AlterUserScramCredentials && key.MaxVersion() >= k.MinVersion && key.MinVersion() <= k.MaxVersion {
+			c.versions[key] = key.SelectVersion(k.MinVersion, k.MaxVersion)
+		}
+	}
+	return nil
+}
+
+// authenticate runs the mechanism. The deadline is ctx's, as for every exchange.
+func (c *conn) authenticate(ctx context.Context, m sasl.Mechanism) error {
+	shaken, err := exchange[*saslhandshake.Response](ctx, c, &saslhandshake.Request{Mechanism: m.Name()})
+	if err != nil {
+		return err
+	}
+	if shaken.ErrorCode != 0 {
+		return fmt.Errorf("%w; the broker knows %q", codeError(shaken.ErrorCode), shaken.Mechanisms)
+	}
+	session, say, err := m.Start(ctx)
+	if err != nil {
+		return err
+	}
+	for done := false; !done; {
+		answer, err := exchange[*saslauthenticate.Response](ctx, c, &saslauthenticate.Request{AuthBytes: say})
+		switch {
+		case errors.Is(err, io.EOF):
+			return errors.New("the broker closed the connection, as some do on wrong credentials")
+		case err != nil:
+			return err
+		case answer.ErrorCode != 0 && answer.ErrorMessage != "":
+			return fmt.Errorf("%w: %s", codeError(answer.ErrorCode), answer.ErrorMessage)
+		case answer.ErrorCode != 0:
+			return codeError(answer.ErrorCode)
+		}
+		if done, say, err = session.Next(ctx, answer.AuthBytes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// speaks returns the highest version of an API that both sides speak; false where there is none.
+func (c *conn) speaks(key protocol.ApiKey) (int16, bool) {
+	if key == protocol.ApiVersions {
+		return 0, true
+	}
+	v, ok := c.versions[key]
+	return v, ok
+}
+
+// exchange sends request and returns the answer, which is of type T. It ends with ctx, which has a deadline.
+func exchange[T protocol.Message](ctx context.Context, c *conn, request protocol.Message) (T, error) {
+	var none T
+	key := request.ApiKey()
+	version, ok := c.speaks(key)
+	if !ok {
+		return none, fmt.Errorf("the broker speaks no version of %s that is known here", key)
+	}
+	// A deadline in the past ends what is under way.
+	deadline, _ := ctx.Deadline()
+	if err := c.raw.SetDeadline(deadline); err != nil {
+		return none, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.raw.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	c.ids++
+	c.sent(key)
+	if err := protocol.WriteRequest(c.raw, version, c.ids, clientID, request); err != nil {
+		return none, because(ctx, fmt.Errorf("send %s: %w", key, err))
+	}
+	frame, err := readFrame(c.raw, none, version)
+	if err != nil {
+		return none, because(ctx, fmt.Errorf("answer to %s: %w", key, err))
+	}
+	id, message, err := protocol.ReadResponse(bytes.NewReader(frame), key, version)
+	if err != nil {
+		return none, fmt.Errorf("answer to %s: %w: %w", key, errFrame, err)
+	}
+	answer, ok := message.(T)
+	if !ok || id != c.ids {
+		return none, fmt.Errorf("answer to %s: %w: it belongs to another request", key, errFrame)
+	}
+	return answer, nil
+}
+
+// because prefers why ctx ended to the error of a deadline.
+func because(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return err
+}

@@ -1,0 +1,143 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+)
+
+// errNoLeader is for a partition that nobody leads.
+var errNoLeader = errors.New("it has no leader")
+
+// listEnds reads the ends of the logs of all that is wanted: one request per leader, and another where both isolations
+// are wanted. Every metadataTTL it reads their starts too.
+func (b *brokers) listEnds(ctx context.Context, wants []want, f *found) {
+	var wanted [2]map[partition]struct{}
+	for _, w := range wants {
+		if wanted[w.isolation] == nil {
+			wanted[w.isolation] = map[partition]struct{}{}
+		}
+		for _, topic := range w.topics {
+			for id := range b.topics[topic].leaders {
+				wanted[w.isolation][partition{topic, int32(id)}] = struct{}{} //nolint:gosec // a partition's number
+			}
+		}
+	}
+	all := time.Since(b.started) >= metadataTTL
+	var asked []listing
+	starts := listing{timestamp: earliest, of: map[partition]struct{}{}, found: map[partition]end{}}
+	for i := range wanted {
+		if len(wanted[i]) == 0 {
+			continue
+		}
+		asked = append(asked, listing{timestamp: latest, isolation: isolation(i), of: wanted[i], found: f.ends[i]})
+		for p := range wanted[i] {
+			if _, ok := b.starts[p]; all || !ok {
+				starts.of[p] = struct{}{}
+			}
+		}
+	}
+	if len(starts.of) > 0 {
+		asked = append(asked, starts)
+	}
+	b.list(ctx, asked)
+	failed := false
+	for p, e := range starts.found {
+		if failed = failed || e.err != nil; e.err == nil {
+			b.starts[p] = e.offset
+		}
+	}
+	if all && !failed {
+		b.started = time.Now()
+	}
+}
+
+// listing is a question about partitions, and its answers.
+type listing struct {
+	timestamp int64
+	isolation isolation
+	of        map[partition]struct{}
+	found     map[partition]end // written to for each of them
+}
+
+// list asks the leaders side by side. What is not answered is not known.
+func (b *brokers) list(ctx context.Context, asked []listing) {
+	type part struct {
+		of      *listing
+		request *listOffsetsRequest
+	}
+	by := map[string][]part{}
+	for i := range asked {
+		l := &asked[i]
+		requests := map[string]map[string][]listOffsetsAsking{}
+		for p := range l.of {
+			address, ok := b.addresses[b.topics[p.topic].leaders[p.id]]
+			if !ok {
+				b.stale = true
+				l.found[p] = end{err: partitionError(p, "offsets", errNoLeader)}
+				continue
+			}
+			l.found[p] = end{err: partitionError(p, "offsets", errors.New("its leader said nothing of it"))}
+			if requests[address] == nil {
+				requests[address] = map[string][]listOffsetsAsking{}
+			}
+			requests[address][p.topic] = append(requests[address][p.topic], listOffsetsAsking{
+				Partition: p.id, CurrentLeaderEpoch: -1, Timestamp: l.timestamp,
+			})
+		}
+		for address, topics := range requests {
+			r := &listOffsetsRequest{ReplicaID: -1, IsolationLevel: int8(l.isolation)}
+			for topic, partitions := range topics {
+				r.Topics = append(r.Topics, listOffsetsAskings{Topic: topic, Partitions: partitions})
+			}
+			by[address] = append(by[address], part{l, r})
+		}
+	}
+	var mu sync.Mutex // protects the answers and b.stale
+	each(by, func(address string, parts []part) {
+		for _, part := range parts {
+			answer, err := ask[*listOffsetsResponse](ctx, b, address, part.request)
+			mu.Lock()
+			if err != nil {
+				b.stale = true // it may lead nothing any more
+				part.of.fail(part.request, fmt.Errorf("broker %s: %w", address, err))
+			} else if part.of.take(answer) {
+				b.stale = true
+			}
+			mu.Unlock()
+		}
+	})
+}
+
+// fail says of all that was asked why it is not known.
+func (l *listing) fail(r *listOffsetsRequest, err error) {
+	for _, t := range r.Topics {
+		for _, p := range t.Partitions {
+			of := partition{t.Topic, p.Partition}
+			l.found[of] = end{err: partitionError(of, "offsets", err)}
+		}
+	}
+}
+
+// take puts an answer into l, and tells whether a partition has moved.
+func (l *listing) take(answer *listOffsetsResponse) (stale bool) {
+	for _, t := range answer.Topics {
+		for _, p := range t.Partitions {
+			of := partition{t.Topic, p.Partition}
+			switch code := kafka.Error(p.ErrorCode); {
+			case code != 0:
+				stale = stale || moved(code)
+				l.found[of] = end{err: partitionError(of, "offsets", code)}
+			case p.Offset < 0: // never in an answer without an error
+				l.found[of] = end{err: partitionError(of, "offsets", errFrame)}
+			default:
+				l.found[of] = end{offset: p.Offset}
+			}
+		}
+	}
+	return stale
+}

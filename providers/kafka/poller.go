@@ -1,0 +1,254 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/segmentio/kafka-go/protocol"
+
+	"github.com/sluice-dev/sluice/api/v1alpha1"
+	"github.com/sluice-dev/sluice/providers"
+)
+
+const (
+	// gather is how long the first caller of a round waits for the others, whose turn is at the same time.
+	gather = 10 * time.Millisecond
+	// idleAfter is how long the connections to a cluster are kept that nobody asks about.
+	idleAfter = 30 * time.Second
+)
+
+// isolation is the isolation level of a request.
+type isolation int8
+
+const (
+	readUncommitted isolation = 0
+	readCommitted   isolation = 1
+)
+
+// subscription is whose lag is measured.
+type subscription struct {
+	group      string
+	topics     string // with a comma between them
+	partitions string // by number, with a comma between them; empty for all
+	reset      v1alpha1.KafkaOffsetReset
+	isolation  isolation
+}
+
+func subscriptionOf(c *providers.Consumer) subscription {
+	s := subscription{group: c.Group, topics: c.Topics, partitions: c.Partitions, reset: c.Reset}
+	if c.Isolation == v1alpha1.KafkaReadCommitted {
+		s.isolation = readCommitted
+	}
+	return s
+}
+
+func (s *subscription) all() []string { return strings.Split(s.topics, ",") }
+
+// poller looks at one cluster for all who ask about it. Who comes first looks for all, and the others wait for what it
+// finds: a round costs the same requests however many they are.
+type poller struct {
+	interval time.Duration
+	brokers  brokers
+
+	mu    sync.Mutex // protects following
+	subs  map[subscription]*subscriber
+	round chan struct{} // closed at the end of the round that is under way; nil while there is none
+	idle  *time.Timer
+}
+
+// subscriber is what is known for a subscription.
+type subscriber struct {
+	asked  time.Time // when somebody last wanted to know
+	at     time.Time // when the round began that said the following
+	lag    *lag
+	err    error
+	memory memory
+}
+
+func newPoller(interval time.Duration, bootstrap []string, s security, counted func(protocol.ApiKey)) *poller {
+	p := &poller{interval: interval, subs: map[subscription]*subscriber{}, brokers: brokers{
+		bootstrap: bootstrap, security: s, counted: counted,
+		addresses: map[int32]string{}, topics: map[string]topicLayout{}, coordinators: map[string]string{},
+		starts: map[partition]int64{}, conns: map[string]*conn{},
+	}}
+	p.idle = time.AfterFunc(idleAfter, p.rest)
+	return p
+}
+
+// rest closes the connections, when nobody has asked for idleAfter.
+func (p *poller) rest() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.round == nil {
+		p.brokers.close()
+	}
+}
+
+// close ends the poller. No measurement is under way.
+func (p *poller) close() {
+	p.idle.Stop()
+	p.rest()
+}
+
+// measure returns the lag of s as of now, or of half an interval ago. ctx has a deadline.
+func (p *poller) measure(ctx context.Context, s subscription) (*lag, time.Time, error) {
+	for {
+		p.mu.Lock()
+		now := time.Now()
+		sub := p.subs[s]
+		if sub == nil {
+			sub = &subscriber{}
+			p.subs[s] = sub
+		}
+		sub.asked = now
+		if !sub.at.IsZero() && now.Sub(sub.at) < p.interval/2 {
+			l, at, err := sub.lag, sub.at, sub.err
+			p.mu.Unlock()
+			return l, at, err
+		}
+		round := p.round
+		if round == nil {
+			p.round = make(chan struct{})
+			p.idle.Reset(idleAfter)
+		}
+		p.mu.Unlock()
+		if round == nil {
+			p.lead(ctx)
+			if ctx.Err() == nil {
+				continue
+			}
+			// The round has ended with the time, and says of each why it is not known.
+			p.mu.Lock()
+			l, at, err := sub.lag, sub.at, sub.err
+			p.mu.Unlock()
+			if !at.Before(now) {
+				return l, at, err
+			}
+			return nil, time.Time{}, context.Cause(ctx)
+		}
+		select {
+		case <-round: // look again: who led may have been stopped, and then it is somebody else's turn
+		case <-ctx.Done():
+			return nil, time.Time{}, fmt.Errorf("wait for the cluster: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// lead makes a round for all who have asked lately.
+func (p *poller) lead(ctx context.Context) {
+	timer := time.NewTimer(gather)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	wants := p.wantsLocked(time.Now())
+	p.mu.Unlock()
+
+	began := time.Now()
+	f, err := p.brokers.look(ctx, slices.Collect(maps.Values(wants)))
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.round)
+	p.round = nil
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return // says nothing of the cluster
+	}
+	for s := range wants {
+		sub := p.subs[s]
+		sub.at, sub.lag, sub.err = began, nil, err
+		if err == nil {
+			sub.lag, sub.err = p.judge(f, s, &sub.memory)
+		}
+	}
+}
+
+// wantsLocked is what to look for, without those that nobody has asked about for some rounds.
+func (p *poller) wantsLocked(now time.Time) map[subscription]want {
+	wants := make(map[subscription]want, len(p.subs))
+	for s, sub := range p.subs {
+		if now.Sub(sub.asked) > 3*p.interval {
+			delete(p.subs, s)
+			continue
+		}
+		wants[s] = want{group: s.group, topics: s.all(), isolation: s.isolation}
+	}
+	return wants
+}
+
+// judge makes the lag of s of what was found. Whatever is missing makes it unknown.
+func (p *poller) judge(f *found, s subscription, m *memory) (*lag, error) {
+	all := map[partition]offsets{}
+	for _, topic := range s.all() {
+		layout, ok := p.brokers.topics[topic]
+		switch {
+		case !ok:
+			return nil, fmt.Errorf("topic %q: the cluster said nothing of it", topic)
+		case layout.err != nil:
+			return nil, fmt.Errorf("topic %q: %w", topic, layout.err)
+		case len(layout.leaders) == 0:
+			return nil, fmt.Errorf("topic %q: it has no partitions", topic)
+		}
+	}
+	group := f.groups[s.group]
+	if group.err != nil {
+		return nil, group.err
+	}
+	if group.offsets == nil {
+		return nil, fmt.Errorf("group %q: the cluster said nothing of it", s.group)
+	}
+	for _, topic := range s.all() {
+		for id := range p.brokers.topics[topic].leaders {
+			of := partition{topic, int32(id)} //nolint:gosec // a partition's number
+			if !s.counts(of.id) {
+				continue
+			}
+			end, ok := f.ends[s.isolation][of]
+			if !ok {
+				return nil, partitionError(of, "end", errors.New("nobody was asked"))
+			}
+			if end.err != nil {
+				return nil, end.err
+			}
+			start, ok := p.brokers.starts[of]
+			if ok && start > end.offset { // of a topic that has been made anew since
+				delete(p.brokers.starts, of)
+				ok = false
+			}
+			if !ok {
+				return nil, partitionError(of, "start", errors.New("it is not known yet"))
+			}
+			o := offsets{committed: none, start: start, end: end.offset}
+			if c, ok := group.offsets[of]; ok {
+				o.committed = c
+			}
+			all[of] = o
+		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("no partition of topics %s is among partitions %s", s.topics, s.partitions)
+	}
+	return m.judge(f.at, s.reset, all), nil
+}
+
+// counts tells whether a partition is one that counts.
+func (s *subscription) counts(id int32) bool {
+	if s.partitions == "" {
+		return true
+	}
+	number := fmt.Sprint(id)
+	for one := range strings.SplitSeq(s.partitions, ",") {
+		if one == number {
+			return true
+		}
+	}
+	return false
+}
