@@ -29,15 +29,16 @@ type scenario struct {
 
 // TestDecide runs the scenarios of testdata. Their commands:
 //
-//	function [min=N] [idleAfter=D] [rate] [concurrency] [queue=ACTIVATION] [topic=ACTIVATION] [no-traffic] [grace=D]
+//	function [min=N] [idleAfter=D] [rate] [concurrency] [queue=ACTIVATION] [topic=ACTIVATION]
+//	    [lag=ACTIVATION] [no-traffic] [grace=D]
 //	    a new Function and an empty world; the scaler has just started. queue and topic are external metrics with
-//	    targets of 20 and 5 per replica.
+//	    targets of 20 and 5 per replica, lag is kafka_lag with one of 100.
 //	respec [min=N] [no-traffic]
 //	    the spec changes.
 //	restart
 //	    the scaler starts anew: its memory is gone.
 //	look t=D [replicas=N] [ready=(uid,...)] [activators=N] [gate=in|out] [has-gate=BOOL]
-//	    [idle=SECONDS] [rps=N] [inflight=N] [queue=N] [topic=N] [unknown=METRIC] [failed] [proven] [unproven=WHY] [held=WHY] [recorded=PHASE] [slept]
+//	    [idle=SECONDS] [rps=N] [inflight=N] [queue=N] [topic=N] [lag=N] [partitions=N] [unknown=METRIC] [failed] [proven] [unproven=WHY] [held=WHY] [recorded=PHASE] [slept]
 //	    [foreign-hpa] [refused]
 //	    decide at time t. A metric that is given was observed and polled at t. refused lets the write of zero fail, as
 //	    it does when somebody scaled meanwhile; failed is a poll whose reads failed. slept says that by the status it was
@@ -86,6 +87,10 @@ func newScenario(t *testing.T, d *datadriven.TestData) *scenario {
 				Name: arg.Key, Target: map[string]resource.Quantity{"queue": resource.MustParse("20"), "topic": resource.MustParse("5")}[arg.Key],
 				Activation: new(resource.MustParse(arg.Vals[0])),
 			}})
+		case "lag":
+			s.fn.Spec.Metrics = append(s.fn.Spec.Metrics, v1alpha1.Metric{KafkaLag: &v1alpha1.KafkaLagMetric{
+				Target: resource.MustParse("100"), Activation: new(resource.MustParse(arg.Vals[0])),
+			}})
 		case "rate":
 			s.fn.Spec.Metrics = append(s.fn.Spec.Metrics, v1alpha1.Metric{
 				RequestRate: &v1alpha1.RequestRateMetric{Target: resource.MustParse("50")},
@@ -132,7 +137,7 @@ func scanReplicas(t *testing.T, arg datadriven.CmdArg) int32 {
 
 var metricArgs = map[string]string{
 	"idle": v1alpha1.IdleSeconds, "rps": v1alpha1.RequestsPerSecond, "inflight": v1alpha1.RequestsInFlight,
-	"queue": "queue", "topic": "topic",
+	"queue": "queue", "topic": "topic", "lag": v1alpha1.KafkaLag, "partitions": v1alpha1.KafkaPartitions,
 }
 
 func (s *scenario) look(t *testing.T, d *datadriven.TestData) string {
@@ -159,7 +164,7 @@ func (s *scenario) look(t *testing.T, d *datadriven.TestData) string {
 			s.seen.InPath = arg.Vals[0] == "in"
 		case "has-gate":
 			arg.Scan(t, 0, &s.seen.HasGate)
-		case "idle", "rps", "inflight", "queue", "topic":
+		case "idle", "rps", "inflight", "queue", "topic", "lag", "partitions":
 			var v int
 			arg.Scan(t, 0, &v)
 			name := metricArgs[arg.Key]
@@ -192,6 +197,9 @@ func (s *scenario) look(t *testing.T, d *datadriven.TestData) string {
 		default:
 			d.Fatalf(t, "unknown argument %q", arg.Key)
 		}
+	}
+	if b, known := boundOf(now, s.fn, s.seen.Samples); known { // else the last one stays
+		s.seen.Bound = b
 	}
 	before := fmt.Sprint(s.seen, s.mem)
 	decided, mem := s.rules.decide(now, s.fn, s.seen, s.mem)
@@ -231,6 +239,9 @@ func (s *scenario) checkInvariants(t *testing.T, d *datadriven.TestData, got dec
 	undone := s.seen.Slept && (!s.fn.MaySleep() || s.seen.ForeignHPA)
 	if got.Wake && (got.From != 0 || got.To < 1 || got.To > s.fn.Spec.Scale.MaxReplicas || (!byValue && !undone)) {
 		t.Errorf("%s: the scaler wakes only for a metric that is known, or what it put to sleep and may not sleep: %+v", d.Pos, got)
+	}
+	if byValue && got.Wake && got.To > s.seen.Bound.most(s.fn) {
+		t.Errorf("%s: wakes to %d replicas, bound by %s", d.Pos, got.To, s.seen.Bound.By)
 	}
 	if s.seen.Replicas == 0 && s.seen.HasGate && !got.Gate {
 		t.Errorf("%s: at zero replicas the gate must be in the path", d.Pos)

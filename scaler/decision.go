@@ -77,7 +77,11 @@ func (i input) String() string {
 	if i.Unknown != "" {
 		return fmt.Sprintf("%s unknown: %s", i.Name, i.Unknown)
 	}
-	return fmt.Sprintf("%s %.4g (%.1fs old)", i.Name, i.Value, i.Age.Seconds())
+	format := "%s %.4g (%.1fs old)"
+	if i.Value >= 1000 { // 12345 records, where %g has 1.234e+04
+		format = "%s %.0f (%.1fs old)"
+	}
+	return fmt.Sprintf(format, i.Name, i.Value, i.Age.Seconds())
 }
 
 // Message explains the decision: why, inputs with their age, formula, clamps.

@@ -43,7 +43,8 @@ func scaleMetrics(fn *v1alpha1.Function) (names []string, targets map[string]res
 }
 
 // renderHPA is the HorizontalPodAutoscaler of fn, or nil when it scales on nothing. Targets are AverageValue, which
-// gives ceil(value / target) whatever the number of ready pods; minReplicas is never 0, as only the scaler writes 0.
+// gives ceil(value / target) whatever the number of ready pods; minReplicas is never 0, as only the scaler writes 0;
+// maxReplicas is as b leaves it. The metric itself is never cut, as the controller's tolerance would leave it one short.
 func renderHPA(fn *v1alpha1.Function, b bound) (*autoscalingv2.HorizontalPodAutoscaler, error) {
 	names, targets := scaleMetrics(fn)
 	if len(names) == 0 {
@@ -88,6 +89,9 @@ func renderHPA(fn *v1alpha1.Function, b bound) (*autoscalingv2.HorizontalPodAuto
 	}
 	sum := sha256.Sum256(spec)
 	hpa.Annotations = map[string]string{appliedAnnotation: hex.EncodeToString(sum[:8])}
+	if b.By != "" {
+		hpa.Annotations[boundAnnotation] = b.By
+	}
 	return hpa, nil
 }
 
@@ -95,6 +99,7 @@ func renderHPA(fn *v1alpha1.Function, b bound) (*autoscalingv2.HorizontalPodAuto
 func sameHPA(have, want *autoscalingv2.HorizontalPodAutoscaler) bool {
 	h, w := &have.Spec, &want.Spec
 	return have.Annotations[appliedAnnotation] == want.Annotations[appliedAnnotation] &&
+		have.Annotations[boundAnnotation] == want.Annotations[boundAnnotation] &&
 		have.Labels[v1alpha1.FunctionLabel] == want.Labels[v1alpha1.FunctionLabel] &&
 		h.ScaleTargetRef == w.ScaleTargetRef &&
 		ptr.Equal(h.MinReplicas, w.MinReplicas) &&
@@ -130,6 +135,7 @@ func (r *Reconciler) ensureHPA(ctx context.Context, w *world) error {
 	}
 	update := have.DeepCopy()
 	update.Spec = want.Spec
+	delete(update.Annotations, boundAnnotation)
 	adoptMeta(update, want)
 	return r.update(ctx, update)
 }

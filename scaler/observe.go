@@ -357,7 +357,7 @@ func (r *Reconciler) slices(ctx context.Context, namespace string, labels client
 	return found, nil
 }
 
-// observed is the part of the world that decide looks at.
+// observed is the part of the world that decide looks at. The bound is left in w too, for the HorizontalPodAutoscaler.
 func (r *Reconciler) observed(w *world, mem memory) observed {
 	key := w.fn.Key()
 	samples := r.poller.samples(key)
