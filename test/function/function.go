@@ -26,8 +26,11 @@ type Options struct {
 	Delay time.Duration
 	// StartDelay is how long the function is not ready after its start. Default 0.
 	StartDelay time.Duration
-	// Drain bounds how long Run waits for calls in flight once its context has ended. Default 0: not at all.
+	// Drain bounds how long Run waits for calls in flight, and for the commit of records, once its context has ended.
+	// Default 0: not at all.
 	Drain time.Duration
+	// Kafka is what the function consumes, beside answering calls. Default nothing.
+	Kafka KafkaOptions
 }
 
 func (o Options) validate() error {
@@ -40,17 +43,40 @@ func (o Options) validate() error {
 	if o.Drain < 0 {
 		return fmt.Errorf("drain %s: must not be negative", o.Drain)
 	}
-	return nil
+	return o.Kafka.validate()
 }
 
-// Run serves on ln until ctx ends, then accepts no more and waits for the calls in flight, for opts.Drain at most. It
-// returns an error when it could not serve, or when it had to cut calls off.
+// Run serves on ln, and consumes, until ctx ends; then it accepts no more and waits for the calls in flight and for the
+// commit of records, for opts.Drain at most. It returns an error when it could not serve or consume, or when it had to
+// cut calls off.
 func Run(ctx context.Context, ln net.Listener, opts Options) error {
+	f := newFunction(opts)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	consumed := make(chan error, 1)
+	go func() {
+		if opts.Kafka.Servers == "" {
+			consumed <- nil
+			return
+		}
+		err := f.consume(ctx)
+		if err != nil {
+			stop() // a function that cannot consume ends, and whoever runs it starts it again
+		}
+		consumed <- err
+	}()
+	err := f.serve(ctx, ln)
+	stop()
+	return errors.Join(err, <-consumed)
+}
+
+// serve is Run without the consumer.
+func (f *function) serve(ctx context.Context, ln net.Listener) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{
-		Handler:           newFunction(opts).handler(),
+		Handler:           f.handler(),
 		Protocols:         &protocols,
 		ReadHeaderTimeout: 10 * time.Second,
 		// Longer than the 90 s for which Go's clients and the gate keep an idle connection: the side that closes last
@@ -64,11 +90,11 @@ func Run(ctx context.Context, ln net.Listener, opts Options) error {
 		return fmt.Errorf("serve on %s: %w", ln.Addr(), err)
 	case <-ctx.Done():
 	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), opts.Drain)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.opts.Drain)
 	defer cancel()
 	err := srv.Shutdown(drain)
 	if err != nil {
-		err = fmt.Errorf("calls still in flight %s after the end was asked for: %w", opts.Drain, err)
+		err = fmt.Errorf("calls still in flight %s after the end was asked for: %w", f.opts.Drain, err)
 		err = errors.Join(err, srv.Close())
 	}
 	if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
@@ -83,11 +109,15 @@ type function struct {
 	readyAt time.Time
 	ids     ids
 
+	// recordIDs are the keys of the records on which work was done.
+	recordIDs ids
+
 	registry *prometheus.Registry
 	calls    *prometheus.CounterVec
 	failures *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 	inFlight prometheus.Gauge
+	records  prometheus.Counter
 }
 
 func newFunction(opts Options) *function {
@@ -112,8 +142,15 @@ func newFunction(opts Options) *function {
 			Name: "function_in_flight",
 			Help: "Calls that have begun and not ended.",
 		}),
+		records: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "function_records_total",
+			Help: "Records of Kafka on which work was done.",
+		}),
 	}
 	f.registry.MustRegister(f.calls, f.failures, f.duration, f.inFlight)
+	if opts.Kafka.Servers != "" {
+		f.registry.MustRegister(f.records)
+	}
 	// A counter that appears only with its first call looks, to who scrapes, like a metric that does not exist.
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
 		f.calls.WithLabelValues(method)
@@ -129,6 +166,7 @@ func (f *function) handler() http.Handler {
 	mux.HandleFunc("/healthz", f.healthz)
 	mux.Handle("/metrics", promhttp.HandlerFor(f.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/ids", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, f.ids.report()) })
+	mux.HandleFunc("/records", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, f.recordIDs.report()) })
 	mux.HandleFunc("/", f.call)
 	return mux
 }

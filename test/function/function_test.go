@@ -314,6 +314,23 @@ func TestParse(t *testing.T) {
 			want: Options{Name: "p", Delay: 3 * time.Second, StartDelay: 4 * time.Second, Drain: 5 * time.Second},
 		},
 		{
+			name: "a consumer", env: map[string]string{"POD_NAME": "p"}, args: []string{
+				"--kafka-servers=a:9092,b:9092", "--kafka-topic=orders", "--kafka-group=hello", "--kafka-delay=1s", "--kafka-done=done",
+			},
+			want: Options{Name: "p", Drain: 20 * time.Second, Kafka: KafkaOptions{
+				Servers: "a:9092,b:9092", Topic: "orders", Group: "hello", Delay: time.Second, Done: "done",
+			}},
+		},
+		{
+			name: "half a consumer", args: []string{"--kafka-topic=orders"}, env: map[string]string{"POD_NAME": "p"},
+			wantErr: "to consume, give all of --kafka-servers, --kafka-topic and --kafka-group",
+		},
+		{
+			name: "a slow consumer", env: map[string]string{"POD_NAME": "p"},
+			args:    []string{"--kafka-servers=a:9092", "--kafka-topic=orders", "--kafka-group=hello", "--kafka-delay=2m"},
+			wantErr: "kafka delay 2m0s: must be between 0 and 1m0s",
+		},
+		{
 			name: "bad environment", env: map[string]string{"FUNCTION_DELAY": "soon"},
 			wantErr: `environment FUNCTION_DELAY: time: invalid duration "soon"`,
 		},

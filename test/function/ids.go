@@ -8,7 +8,7 @@ import (
 // MaxIDs bounds how many ids are remembered: about 4 MiB.
 const MaxIDs = 100_000
 
-// ids counts the distinct ids of calls and those that came again. The zero value is ready to use.
+// ids counts the distinct ids of calls, or keys of records, and those that came again. The zero value is ready to use.
 type ids struct {
 	mu         sync.Mutex // protects following
 	known      map[[16]byte]struct{}
@@ -16,7 +16,7 @@ type ids struct {
 	untracked  int
 }
 
-// idReport is the body of /ids.
+// idReport is the body of /ids, and of /records, where a record is a call and its key is the id.
 //
 // It speaks of one pod. A request that was sent again to another pod is a duplicate that neither pod knows of; over
 // all pods, it shows as more calls seen than requests sent.

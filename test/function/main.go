@@ -1,13 +1,17 @@
 // Command function is the sample HTTP function of Sluice's demo and end-to-end stories: one static binary that
 // answers every request with the name of its pod, as slowly as it is told to, and counts what reached it.
 //
-// Paths of its own are /healthz, /metrics and /ids; every other path is a call. A call takes these query parameters:
+// Paths of its own are /healthz, /metrics, /ids and /records; every other path is a call. A call takes these query parameters:
 //
 //	delay=200ms    how long to wait before the answer, at most 60s; the default is --delay
 //	status=503     the status to answer with, 200 to 599; the default is 200
 //
 // A call may carry the header X-Id; /ids then tells how many distinct ids this pod has seen and how many came twice.
 // It speaks HTTP/1.1 and, with prior knowledge, HTTP/2 without TLS.
+//
+// With --kafka-servers, --kafka-topic and --kafka-group it also consumes a topic, as a member of a group: it takes
+// --kafka-delay for a record, writes the record's key to the topic --kafka-done, and commits afterwards, so that each
+// record is worked on at least once. /records tells of keys what /ids tells of ids.
 package main
 
 import (
@@ -73,7 +77,13 @@ func parse(args []string, getenv func(string) string) (addr string, opts Options
 	fs.DurationVar(&opts.Delay, "delay", delay, "time that a call takes unless it says otherwise; default $FUNCTION_DELAY")
 	fs.DurationVar(&opts.StartDelay, "start-delay", start,
 		"time from start to ready; default $FUNCTION_START_DELAY")
-	fs.DurationVar(&opts.Drain, "drain", 20*time.Second, "time that calls in flight have to finish after SIGTERM")
+	fs.DurationVar(&opts.Drain, "drain", 20*time.Second,
+		"time that calls in flight, and the commit of records, have to finish after SIGTERM")
+	fs.StringVar(&opts.Kafka.Servers, "kafka-servers", "", "brokers to consume from, HOST:PORT with a comma between them")
+	fs.StringVar(&opts.Kafka.Topic, "kafka-topic", "", "topic to consume")
+	fs.StringVar(&opts.Kafka.Group, "kafka-group", "", "group to consume as")
+	fs.DurationVar(&opts.Kafka.Delay, "kafka-delay", 0, "time that the work on a record takes")
+	fs.StringVar(&opts.Kafka.Done, "kafka-done", "", "topic to write the key of a record to when its work is done")
 	if err := fs.Parse(args); err != nil {
 		return "", Options{}, err
 	}
