@@ -294,7 +294,12 @@ type ConcurrencyMetric struct {
 	Target resource.Quantity `json:"target"`
 }
 
-// KafkaLagMetric scales on kafka_lag: the records that a consumer group has not read.
+// KafkaLagMetric scales on kafka_lag: the records that a consumer group has not read, over all partitions that count. A
+// partition that cannot be told makes it unknown, and never smaller.
+//
+// More consumers than partitions have nothing to do. So a function that scales on nothing but kafkaLag has no more replicas
+// than partitions count, or than the largest number of them where it has several; minReplicas is kept. Beside other metrics
+// spec.scale.maxReplicas alone bounds it.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.topic) != has(self.topics)",message="spec.metrics[].kafkaLag needs either topic or topics"
 type KafkaLagMetric struct {
@@ -311,7 +316,7 @@ type KafkaLagMetric struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(s, size(s) <= 260 && s.matches('^([a-zA-Z0-9]([-a-zA-Z0-9._]*[a-zA-Z0-9])?|[[][0-9a-fA-F:]+[]]):[0-9]{1,5}$'))",message="each of spec.metrics[].kafkaLag.bootstrapServers must be HOST:PORT"
 	// +kubebuilder:validation:items:MaxLength=260
 	BootstrapServers []string `json:"bootstrapServers"`
-	// Topic whose lag counts.
+	// Topic whose lag counts. It may be created later; until then the lag is unknown.
 	// +optional
 	// +kubebuilder:validation:MaxLength=249
 	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-zA-Z0-9._-]+$')",message="spec.metrics[].kafkaLag.topic must be the name of a topic, of a-z, A-Z, 0-9, '.', '_' and '-'"
@@ -324,7 +329,7 @@ type KafkaLagMetric struct {
 	// +kubebuilder:validation:items:MaxLength=249
 	// +kubebuilder:validation:XValidation:rule="self.all(t, t.matches('^[a-zA-Z0-9._-]+$'))",message="each of spec.metrics[].kafkaLag.topics must be the name of a topic, of a-z, A-Z, 0-9, '.', '_' and '-'"
 	Topics []string `json:"topics,omitempty"`
-	// Group that consumes.
+	// Group that consumes. One that does not exist has committed nothing.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=255
 	Group string `json:"group"`
@@ -337,7 +342,9 @@ type KafkaLagMetric struct {
 	// +kubebuilder:validation:XValidation:rule="type(self) == int ? int(self) >= 0 && int(self) <= 1000000000000000 : !self.matches('[eE]') && [quantity(self).asApproximateFloat()].all(n, n >= 0.0 && n <= 1e15)",message="spec.metrics[].kafkaLag.activation must not be below 0 nor above 1P, and have no exponent"
 	Activation *resource.Quantity `json:"activation,omitempty"`
 	// OffsetReset is the auto.offset.reset of the group's consumers: where they begin in a partition in which the group
-	// has committed nothing. Earliest counts all that is there; Latest what comes from now on. Default Latest.
+	// has committed nothing. Earliest counts all that is there; Latest what has come since the adapter first saw the
+	// partition like that. Consumers that begin at the end skip records that come while the function sleeps: let them
+	// begin at the start (Earliest), or commit an offset in every partition. Default Latest.
 	// +optional
 	// +kubebuilder:validation:Enum=Latest;Earliest
 	OffsetReset KafkaOffsetReset `json:"offsetReset,omitempty"`
@@ -346,13 +353,16 @@ type KafkaLagMetric struct {
 	// +optional
 	// +kubebuilder:validation:Enum=ReadUncommitted;ReadCommitted
 	Isolation KafkaIsolation `json:"isolation,omitempty"`
-	// Partitions that count, by number. Default all.
+	// Partitions that count, by number, of each topic. Default all.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=1024
 	// +kubebuilder:validation:items:Minimum=0
+	// +kubebuilder:validation:items:Maximum=2147483647
 	Partitions []int32 `json:"partitions,omitempty"`
-	// AuthRef names a Secret in the Function's namespace with the credentials for the cluster.
+	// AuthRef names a Secret in the Function's namespace with the credentials for the cluster: sasl, username and password;
+	// tls, ca.crt, tls.crt, tls.key and serverName; what OAuth and AWS need. docs/operations.md has all keys. Without it
+	// brokers are talked to in the clear.
 	// +optional
 	AuthRef *SecretRef `json:"authRef,omitempty"`
 }
