@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 )
@@ -56,6 +57,9 @@ func ClientTLS(ca, cert, key SecretEntry) (*tls.Config, error) {
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if ca.Name != "" {
+		if len(bytes.TrimSpace(ca.Value)) == 0 {
+			return nil, fmt.Errorf("key %s is empty; put the servers' authority in, or remove the key to trust the system's", ca.Name)
+		}
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(ca.Value) {
 			return nil, fmt.Errorf("key %s holds no certificate in PEM", ca.Name)
@@ -68,6 +72,9 @@ func ClientTLS(ca, cert, key SecretEntry) (*tls.Config, error) {
 		return nil, fmt.Errorf("it has %s and no tls.crt; add the certificate", key.Name)
 	case key.Name == "":
 		return nil, fmt.Errorf("it has %s and no tls.key; add its key", cert.Name)
+	}
+	if block, _ := pem.Decode(key.Value); block != nil && (block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "") {
+		return nil, fmt.Errorf("key %s has a password, which is not taken; put it in without (openssl pkey -in FILE)", key.Name)
 	}
 	pair, err := tls.X509KeyPair(cert.Value, key.Value)
 	if err != nil { // whose text may repeat parts of what it read

@@ -39,7 +39,7 @@ const (
 
 // Secret is the content of a Kubernetes Secret. It prints as nothing, so that it cannot get into a log by accident.
 type Secret struct {
-	// Data by key. Not to be written to.
+	// Data by key. Not to be written to. Not nil where there is such a Secret.
 	Data map[string][]byte
 	// Version is comparable: Secrets are equal in all keys and values where their Versions are, whatever their names.
 	// So what is built from a Secret has to be built anew only when its Version changes.
@@ -204,6 +204,9 @@ func (s *Secrets) fetch(ctx context.Context, name types.NamespacedName) (Secret,
 	}
 	if size > secretLimit {
 		return Secret{}, 0, fmt.Errorf("secret %s has %d bytes; %d are taken at most", name, size, secretLimit)
+	}
+	if got.Data == nil { // an empty one is not none
+		got.Data = map[string][]byte{}
 	}
 	return Secret{Data: got.Data, Version: versionOf(got.Data)}, size, nil
 }

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/sluice-dev/sluice/providers"
 )
 
 // server is a base URL in one canonical form, so that what is compared is what is asked.
@@ -160,24 +162,10 @@ func (l allowList) allows(s server) bool {
 	})
 }
 
-// Addresses besides link-local ones at which clouds serve credentials to whoever runs on their machines.
-var metadataServers = []netip.Addr{
-	netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("fd20:ce::254"), netip.MustParseAddr("100.100.100.200"),
-	netip.MustParseAddr("168.63.129.16"),
-}
-
-// checkAddress is a net.Dialer's Control that refuses addresses that are not those of a server that others can reach
-// too: what listens there trusts whoever can ask it. It sees the address after resolution, so that no name gets around
-// it.
+// checkAddress is a net.Dialer's Control for servers that no operator has vouched for.
 func checkAddress(_, address string, _ syscall.RawConn) error {
-	ap, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return fmt.Errorf("dial %s: %w", address, err)
-	}
-	ip := ap.Addr().Unmap().WithZone("")
-	if ip.IsLoopback() || ip.IsUnspecified() || ip.IsLinkLocalUnicast() || ip.IsMulticast() || slices.Contains(metadataServers, ip) {
-		return fmt.Errorf("%s is an address of the adapter's own machine or of its cloud's metadata, "+
-			"which is asked only if the operator's allow-list (--prometheus-allow) has the server", ip)
+	if err := providers.CheckAddress(address); err != nil {
+		return fmt.Errorf("%w, which is asked only if the operator's allow-list (--prometheus-allow) has the server", err)
 	}
 	return nil
 }
