@@ -48,6 +48,15 @@ func badSpecs(s *story) {
 			want: []string{"spec.metrics[].resource", "not served"},
 		},
 		{
+			name: "a lag of no topic",
+			edit: func(fn *v1alpha1.Function) {
+				fn.Spec.Metrics = []v1alpha1.Metric{{KafkaLag: &v1alpha1.KafkaLagMetric{
+					BootstrapServers: []string{"kafka:9092"}, Group: "hello", Target: resource.MustParse("100"),
+				}}}
+			},
+			want: []string{"spec.metrics[].kafkaLag", "either topic or topics"},
+		},
+		{
 			name: "target zero",
 			edit: func(fn *v1alpha1.Function) { onRate(fn, "0") },
 			want: []string{"requestRate.target", "above 0"},
