@@ -11,19 +11,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
-	"github.com/segmentio/kafka-go/protocol/findcoordinator"
 	"github.com/segmentio/kafka-go/protocol/metadata"
 )
 
-const (
-	// metadataTTL is how long the layout of a cluster is taken for true while nothing says otherwise. The starts of logs
-	// are read anew as often: they only grow, so that one that is old makes a lag larger and never smaller.
-	metadataTTL = 30 * time.Second
-	// groupsAtOnce bounds the groups of one request.
-	groupsAtOnce = 500
-)
+// missingTTL is how long it is taken for true that a topic cannot be used: it may be created, or allowed, at any time.
+const missingTTL = 5 * time.Second
 
 // want is what a subscription asks of a cluster.
 type want struct {
@@ -35,11 +28,15 @@ type want struct {
 // topicLayout is what metadata says of a topic.
 type topicLayout struct {
 	err     error
-	leaders []int32 // by partition; -1 for none
+	leaders []int32   // by partition; -1 for none
+	read    time.Time // when it was
 }
 
 // brokers are the connections and the layout of one cluster. Not safe for concurrent use but where it says so.
 type brokers struct {
+	// ttl is how long the layout is taken for true while nothing says otherwise. The starts of logs are read anew as
+	// often: they only grow, so that one that is old makes a lag larger and never smaller.
+	ttl       time.Duration
 	bootstrap []string
 	security  security
 	counted   func(protocol.ApiKey) // safe for concurrent use
@@ -62,45 +59,46 @@ type found struct {
 	at     time.Time
 	groups map[string]committed
 	// ends by isolation: of all records, and of those that no open transaction holds back.
-	ends [2]map[partition]end
+	ends [2]map[partition]reading
+	// starts are those that were asked for in this look.
+	starts map[partition]reading
 }
 
-// committed are a group's offsets, or why they are not known. A partition without one is absent.
+// committed are a group's offsets, none where it has committed nothing; or why they are not known.
 type committed struct {
-	offsets map[partition]int64
+	offsets map[partition]reading
 	err     error
 }
 
-// end of a partition's log, or why it is not known.
-type end struct {
+// reading is an offset of a partition, or why it is not known.
+type reading struct {
 	offset int64
 	err    error
 }
 
 // look asks the cluster for all that is wanted. What one broker does not answer is unknown of what it leads, and of nothing
-// else. ctx has a deadline; a broker that hangs takes its share of the time.
+// else. ctx has a deadline, of which each step takes half of what is left at most: a broker that hangs in one leaves time
+// for the others.
 func (b *brokers) look(ctx context.Context, wants []want) (*found, error) {
-	f := &found{at: time.Now(), groups: map[string]committed{}, ends: [2]map[partition]end{{}, {}}}
-	// Each step has its part of what is left, so that a broker that hangs in one leaves time for the others.
-	step := func(part time.Duration) (context.Context, context.CancelFunc) {
-		deadline, _ := ctx.Deadline()
-		return context.WithTimeout(ctx, time.Until(deadline)/part)
-	}
-	topics := topicsOf(wants)
-	if b.stale || time.Since(b.read) >= metadataTTL || slices.ContainsFunc(topics, func(t string) bool { _, ok := b.topics[t]; return !ok }) {
-		ctx, cancel := step(3)
-		err := b.layout(ctx, topics)
-		cancel()
-		if err != nil {
-			return nil, fmt.Errorf("metadata of the cluster: %w", err)
-		}
+	f := &found{at: time.Now(), groups: map[string]committed{}, ends: [2]map[partition]reading{{}, {}}}
+	part, cancel := half(ctx)
+	err := b.layout(part, topicsOf(wants))
+	cancel()
+	if err != nil {
+		return nil, fmt.Errorf("metadata of the cluster: %w", err)
 	}
 	// Committed offsets first: what is committed after the ends were read would make the lag smaller than it ever was.
-	part, cancel := step(2)
+	part, cancel = half(ctx)
 	b.fetchCommitted(part, wants, f)
 	cancel()
 	b.listEnds(ctx, wants, f)
 	return f, nil
+}
+
+// half ends when half of the time that ctx has left is over.
+func half(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, _ := ctx.Deadline()
+	return context.WithTimeout(ctx, time.Until(deadline)/2)
 }
 
 func topicsOf(wants []want) []string {
@@ -112,34 +110,75 @@ func topicsOf(wants []want) []string {
 	return slices.Compact(topics)
 }
 
-// layout reads which brokers there are and what they lead.
+// layout reads which brokers there are and what they lead, as far as that is not known.
 func (b *brokers) layout(ctx context.Context, topics []string) error {
-	answer, err := first[*metadata.Response](ctx, b, &metadata.Request{TopicNames: topics})
-	if err != nil {
-		return err
+	all := b.stale || time.Since(b.read) >= b.ttl
+	unsure := topics
+	if !all {
+		unsure = slices.DeleteFunc(slices.Clone(topics), func(t string) bool {
+			known, ok := b.topics[t]
+			return ok && (known.err == nil || time.Since(known.read) < missingTTL)
+		})
 	}
-	b.adopt(answer)
+	if len(unsure) == 0 {
+		return nil
+	}
+	answer, err := first[*metadata.Response](ctx, b, &metadata.Request{TopicNames: unsure})
+	switch {
+	case err == nil:
+		b.adopt(answer, all)
+	case all:
+		return err
+	default: // the others are as they were
+		for _, t := range unsure {
+			b.topics[t] = topicLayout{err: fmt.Errorf("metadata: %w", err)}
+		}
+	}
 	return nil
 }
 
-// first asks one broker after the other, until one answers. A broker that hangs has its share of the time.
+// first asks one broker after the other, until one answers. It does not wait for one that is slow: the next is asked at the
+// side after an eighth of the time, so that neither a broker that hangs takes the time of the others, nor many brokers that
+// of one that is far away.
 func first[T protocol.Message](ctx context.Context, b *brokers, request protocol.Message) (T, error) {
-	var errs []error
+	type result struct {
+		answer T
+		err    error
+	}
 	all := b.candidates()
-	for i, address := range all {
-		deadline, _ := ctx.Deadline()
-		part, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(all)-i))
-		answer, err := ask[T](part, b, address, request)
-		cancel()
-		if err == nil {
-			return answer, nil
+	results := make(chan result, len(all))
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // before Wait, by the order of defers
+	deadline, _ := ctx.Deadline()
+	patience := time.Until(deadline) / 8
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	var none T
+	var errs []error
+	for asked := 0; len(errs) < len(all); {
+		if asked < len(all) {
+			address := all[asked]
+			asked++
+			timer.Reset(patience)
+			asking.Go(func() {
+				answer, err := ask[T](ctx, b, address, request)
+				if err != nil {
+					err = fmt.Errorf("broker %s: %w", address, err)
+				}
+				results <- result{answer, err}
+			})
 		}
-		errs = append(errs, fmt.Errorf("broker %s: %w", address, err))
-		if ctx.Err() != nil {
-			break
+		select {
+		case r := <-results:
+			if r.err == nil {
+				return r.answer, nil
+			}
+			errs = append(errs, r.err)
+		case <-timer.C:
 		}
 	}
-	var none T
 	return none, errors.Join(errs...)
 }
 
@@ -156,15 +195,19 @@ func (b *brokers) candidates() []string {
 	return all
 }
 
-func (b *brokers) adopt(m *metadata.Response) {
-	b.read, b.stale = time.Now(), false
+// adopt takes what m says of its topics; where it is of all topics, there are no others any more.
+func (b *brokers) adopt(m *metadata.Response, all bool) {
+	now := time.Now()
+	if all {
+		b.read, b.stale = now, false
+		b.topics = make(map[string]topicLayout, len(m.Topics))
+	}
 	b.addresses = make(map[int32]string, len(m.Brokers))
 	for _, broker := range m.Brokers {
 		b.addresses[broker.NodeID] = net.JoinHostPort(broker.Host, strconv.Itoa(int(broker.Port)))
 	}
-	b.topics = make(map[string]topicLayout, len(m.Topics))
 	for _, t := range m.Topics {
-		layout := topicLayout{leaders: make([]int32, len(t.Partitions))}
+		layout := topicLayout{leaders: make([]int32, len(t.Partitions)), read: now}
 		if t.ErrorCode != 0 {
 			layout.err = codeError(t.ErrorCode)
 		}
@@ -180,7 +223,11 @@ func (b *brokers) adopt(m *metadata.Response) {
 		}
 		b.topics[t.Name] = layout
 	}
-	maps.DeleteFunc(b.starts, func(p partition, _ int64) bool { _, ok := b.topics[p.topic]; return !ok })
+	// A topic that cannot be used may be another one when it can.
+	maps.DeleteFunc(b.starts, func(p partition, _ int64) bool {
+		layout, ok := b.topics[p.topic]
+		return !ok || layout.err != nil || int(p.id) >= len(layout.leaders)
+	})
 	b.prune()
 }
 
@@ -251,149 +298,4 @@ func each[T any](by map[string]T, do func(address string, part T)) {
 		all.Go(func() { do(address, part) })
 	}
 	all.Wait()
-}
-
-// coordinator returns the address of a group's coordinator, as it is known, or as a broker says.
-func (b *brokers) coordinator(ctx context.Context, group string) (string, error) {
-	if address, ok := b.coordinators[group]; ok {
-		return address, nil
-	}
-	answer, err := first[*findcoordinator.Response](ctx, b, &findcoordinator.Request{Key: group})
-	if err != nil {
-		return "", err
-	}
-	if answer.ErrorCode != 0 {
-		return "", codeError(answer.ErrorCode)
-	}
-	b.coordinators[group] = net.JoinHostPort(answer.Host, strconv.Itoa(int(answer.Port)))
-	return b.coordinators[group], nil
-}
-
-// fetchCommitted reads the committed offsets of all groups.
-func (b *brokers) fetchCommitted(ctx context.Context, wants []want, f *found) {
-	groups := map[string][]string{}
-	for _, w := range wants {
-		groups[w.group] = append(groups[w.group], w.topics...)
-	}
-	by := map[string][]offsetFetchGroup{}
-	for group, topics := range groups {
-		slices.Sort(topics)
-		asked := offsetFetchGroup{GroupID: group}
-		for _, topic := range slices.Compact(topics) {
-			if n := len(b.topics[topic].leaders); n > 0 {
-				asked.Topics = append(asked.Topics, offsetFetchTopic{Name: topic, Partitions: numbers(n)})
-			}
-		}
-		if len(asked.Topics) == 0 {
-			continue // none of its topics is there, which is what is said of it
-		}
-		address, err := b.coordinator(ctx, group)
-		if err != nil {
-			f.groups[group] = committed{err: fmt.Errorf("coordinator of group %q: %w", group, err)}
-			continue
-		}
-		by[address] = append(by[address], asked)
-	}
-	var mu sync.Mutex // protects f and b.coordinators
-	each(by, func(address string, asked []offsetFetchGroup) {
-		for some := range slices.Chunk(asked, groupsAtOnce) {
-			answers, err := b.offsetFetch(ctx, address, some)
-			mu.Lock()
-			b.takeCommitted(f, some, answers, err)
-			mu.Unlock()
-		}
-	})
-}
-
-func numbers(n int) []int32 {
-	all := make([]int32, n)
-	for i := range all {
-		all[i] = int32(i) //nolint:gosec // a partition's number
-	}
-	return all
-}
-
-// offsetFetch asks one coordinator: in one request where it takes many groups, else in one for each.
-func (b *brokers) offsetFetch(ctx context.Context, address string, asked []offsetFetchGroup) ([]committedOfAGroup, error) {
-	version, err := b.version(ctx, address, protocol.OffsetFetch)
-	if err != nil {
-		return nil, err
-	}
-	if version >= 8 {
-		answer, err := ask[*offsetFetchResponse](ctx, b, address, &offsetFetchRequest{Groups: asked})
-		if err != nil {
-			return nil, err
-		}
-		return answer.Groups, nil
-	}
-	var all []committedOfAGroup
-	for _, g := range asked {
-		answer, err := ask[*offsetFetchResponse](ctx, b, address, &offsetFetchRequest{GroupID: g.GroupID, Topics: g.Topics})
-		if err != nil {
-			return all, err
-		}
-		all = append(all, committedOfAGroup{GroupID: g.GroupID, Topics: answer.Topics, ErrorCode: answer.ErrorCode})
-	}
-	return all, nil
-}
-
-// version of an API that the broker at address speaks.
-func (b *brokers) version(ctx context.Context, address string, key protocol.ApiKey) (int16, error) {
-	b.mu.Lock()
-	c := b.conns[address]
-	b.mu.Unlock()
-	if c == nil {
-		var err error
-		if c, err = dial(ctx, address, b.security, b.counted); err != nil {
-			return 0, err
-		}
-		b.mu.Lock()
-		b.conns[address] = c
-		b.mu.Unlock()
-	}
-	v, ok := c.speaks(key)
-	if !ok {
-		return 0, fmt.Errorf("the broker speaks no version of %s that is known here", key)
-	}
-	return v, nil
-}
-
-// takeCommitted puts answers into f. A group that is asked for and not answered is not known.
-func (b *brokers) takeCommitted(f *found, asked []offsetFetchGroup, answers []committedOfAGroup, err error) {
-	if err == nil {
-		err = errors.New("the coordinator said nothing of it")
-	}
-	for _, g := range asked {
-		f.groups[g.GroupID] = committed{err: fmt.Errorf("offsets of group %q: %w", g.GroupID, err)}
-	}
-	for _, a := range answers {
-		if _, ok := f.groups[a.GroupID]; !ok {
-			continue
-		}
-		c := committed{offsets: map[partition]int64{}}
-		switch code := kafka.Error(a.ErrorCode); code {
-		case 0:
-		case groupIDNotFound: // a group that is not there has committed nothing
-			a.Topics = nil
-		default:
-			c.err = fmt.Errorf("offsets of group %q: %w", a.GroupID, code)
-		}
-		for _, t := range a.Topics {
-			for _, p := range t.Partitions {
-				switch of := (partition{t.Name, p.Partition}); {
-				case p.ErrorCode != 0:
-					c.err = partitionError(of, fmt.Sprintf("committed offset of group %q", a.GroupID), codeError(p.ErrorCode))
-				case p.Offset >= 0:
-					c.offsets[of] = p.Offset
-				}
-			}
-		}
-		f.groups[a.GroupID] = c
-	}
-	// Whatever went wrong, the group may have another coordinator by now.
-	for _, g := range asked {
-		if f.groups[g.GroupID].err != nil {
-			delete(b.coordinators, g.GroupID)
-		}
-	}
 }

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/segmentio/kafka-go/protocol"
@@ -115,12 +117,35 @@ func (c *conn) authenticate(ctx context.Context, m sasl.Mechanism) error {
 		case err != nil:
 			return err
 		case answer.ErrorCode != 0 && answer.ErrorMessage != "":
-			return fmt.Errorf("%w: %s", codeError(answer.ErrorCode), answer.ErrorMessage)
+			return fmt.Errorf("%w: %.200s", codeError(answer.ErrorCode), answer.ErrorMessage)
 		case answer.ErrorCode != 0:
 			return codeError(answer.ErrorCode)
 		}
+		if strings.HasPrefix(m.Name(), "SCRAM-") {
+			if err := bearable(answer.AuthBytes); err != nil {
+				return err
+			}
+		}
 		if done, say, err = session.Next(ctx, answer.AuthBytes); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// maxIterations is the most that Kafka lets a SCRAM credential have.
+const maxIterations = 16384
+
+// bearable refuses a challenge (RFC 5802: "r=...,s=...,i=4096") that would have this process hash for hours, which no deadline
+// ends.
+func bearable(challenge []byte) error {
+	for attribute := range bytes.SplitSeq(challenge, []byte(",")) {
+		text, ok := bytes.CutPrefix(attribute, []byte("i="))
+		if !ok {
+			continue
+		}
+		if n, err := strconv.Atoi(string(text)); err != nil || n > maxIterations {
+			return fmt.Errorf("%w: it asks for %.20q iterations; %d are the most that Kafka has", errFrame, text, maxIterations)
 		}
 	}
 	return nil
@@ -148,8 +173,16 @@ func exchange[T protocol.Message](ctx context.Context, c *conn, request protocol
 	if err := c.raw.SetDeadline(deadline); err != nil {
 		return none, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.raw.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	expired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = c.raw.SetDeadline(time.Unix(1, 0))
+		close(expired)
+	})
+	defer func() {
+		if !stop() {
+			<-expired // else it might be the next request's deadline that is over
+		}
+	}()
 	c.ids++
 	c.sent(key)
 	if err := protocol.WriteRequest(c.raw, version, c.ids, clientID, request); err != nil {
@@ -170,10 +203,14 @@ func exchange[T protocol.Message](ctx context.Context, c *conn, request protocol
 	return answer, nil
 }
 
-// because prefers why ctx ended to the error of a deadline.
+// because says why ctx has ended, or will this moment, rather than that a deadline of the connection is over.
 func because(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%w: %w", context.DeadlineExceeded, err)
+	default:
+		return err
 	}
-	return err
 }

@@ -14,7 +14,7 @@ import (
 var errNoLeader = errors.New("it has no leader")
 
 // listEnds reads the ends of the logs of all that is wanted: one request per leader, and another where both isolations
-// are wanted. Every metadataTTL it reads their starts too.
+// are wanted. Every b.ttl it reads their starts too.
 func (b *brokers) listEnds(ctx context.Context, wants []want, f *found) {
 	var wanted [2]map[partition]struct{}
 	for _, w := range wants {
@@ -27,9 +27,9 @@ func (b *brokers) listEnds(ctx context.Context, wants []want, f *found) {
 			}
 		}
 	}
-	all := time.Since(b.started) >= metadataTTL
+	all := time.Since(b.started) >= b.ttl
 	var asked []listing
-	starts := listing{timestamp: earliest, of: map[partition]struct{}{}, found: map[partition]end{}}
+	starts := listing{timestamp: earliest, of: map[partition]struct{}{}, found: map[partition]reading{}}
 	for i := range wanted {
 		if len(wanted[i]) == 0 {
 			continue
@@ -45,23 +45,26 @@ func (b *brokers) listEnds(ctx context.Context, wants []want, f *found) {
 		asked = append(asked, starts)
 	}
 	b.list(ctx, asked)
-	failed := false
-	for p, e := range starts.found {
-		if failed = failed || e.err != nil; e.err == nil {
-			b.starts[p] = e.offset
+	f.starts = starts.found
+	for p, r := range starts.found {
+		if r.err == nil {
+			b.starts[p] = r.offset
 		}
 	}
-	if all && !failed {
+	if all { // those that failed are as they were, or are asked for again as they are not there
 		b.started = time.Now()
 	}
 }
+
+// leader is the address of the broker that leads p, which is in the layout; empty for none.
+func (b *brokers) leader(p partition) string { return b.addresses[b.topics[p.topic].leaders[p.id]] }
 
 // listing is a question about partitions, and its answers.
 type listing struct {
 	timestamp int64
 	isolation isolation
 	of        map[partition]struct{}
-	found     map[partition]end // written to for each of them
+	found     map[partition]reading // written to for each of them
 }
 
 // list asks the leaders side by side. What is not answered is not known.
@@ -75,13 +78,13 @@ func (b *brokers) list(ctx context.Context, asked []listing) {
 		l := &asked[i]
 		requests := map[string]map[string][]listOffsetsAsking{}
 		for p := range l.of {
-			address, ok := b.addresses[b.topics[p.topic].leaders[p.id]]
-			if !ok {
+			address := b.leader(p)
+			if address == "" {
 				b.stale = true
-				l.found[p] = end{err: partitionError(p, "offsets", errNoLeader)}
+				l.found[p] = reading{err: partitionError(p, "offsets", errNoLeader)}
 				continue
 			}
-			l.found[p] = end{err: partitionError(p, "offsets", errors.New("its leader said nothing of it"))}
+			l.found[p] = reading{err: partitionError(p, "offsets", errors.New("its leader said nothing of it"))}
 			if requests[address] == nil {
 				requests[address] = map[string][]listOffsetsAsking{}
 			}
@@ -105,7 +108,7 @@ func (b *brokers) list(ctx context.Context, asked []listing) {
 			if err != nil {
 				b.stale = true // it may lead nothing any more
 				part.of.fail(part.request, fmt.Errorf("broker %s: %w", address, err))
-			} else if part.of.take(answer) {
+			} else if b.takeListing(part.of, address, answer) {
 				b.stale = true
 			}
 			mu.Unlock()
@@ -118,24 +121,26 @@ func (l *listing) fail(r *listOffsetsRequest, err error) {
 	for _, t := range r.Topics {
 		for _, p := range t.Partitions {
 			of := partition{t.Topic, p.Partition}
-			l.found[of] = end{err: partitionError(of, "offsets", err)}
+			l.found[of] = reading{err: partitionError(of, "offsets", err)}
 		}
 	}
 }
 
-// take puts an answer into l, and tells whether a partition has moved.
-func (l *listing) take(answer *listOffsetsResponse) (stale bool) {
+// takeListing puts an answer into l, and tells whether a partition has moved.
+func (b *brokers) takeListing(l *listing, address string, answer *listOffsetsResponse) (stale bool) {
 	for _, t := range answer.Topics {
 		for _, p := range t.Partitions {
 			of := partition{t.Topic, p.Partition}
+			_, wanted := l.of[of]
 			switch code := kafka.Error(p.ErrorCode); {
+			case !wanted || b.leader(of) != address: // nobody asked
 			case code != 0:
 				stale = stale || moved(code)
-				l.found[of] = end{err: partitionError(of, "offsets", code)}
+				l.found[of] = reading{err: partitionError(of, "offsets", code)}
 			case p.Offset < 0: // never in an answer without an error
-				l.found[of] = end{err: partitionError(of, "offsets", errFrame)}
+				l.found[of] = reading{err: partitionError(of, "offsets", errFrame)}
 			default:
-				l.found[of] = end{offset: p.Offset}
+				l.found[of] = reading{offset: p.Offset}
 			}
 		}
 	}

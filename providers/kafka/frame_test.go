@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/apiversions"
-	"github.com/segmentio/kafka-go/protocol/findcoordinator"
 	"github.com/segmentio/kafka-go/protocol/metadata"
 	"github.com/segmentio/kafka-go/protocol/saslauthenticate"
 	"github.com/segmentio/kafka-go/protocol/saslhandshake"
@@ -26,7 +25,10 @@ var answers = []protocol.Message{
 			{LeaderID: 1, ReplicaNodes: []int32{1, 2}, IsrNodes: []int32{1}, OfflineReplicas: []int32{2}},
 		}}},
 	},
-	&findcoordinator.Response{ErrorMessage: "none", Host: "kafka", Port: 9092},
+	&findCoordinatorResponse{
+		ErrorMessage: "none", Host: "kafka", Port: 9092,
+		Coordinators: []coordinator{{Key: "g", NodeID: 1, Host: "kafka", Port: 9092}, {Key: "h", ErrorCode: 30, ErrorMessage: "no"}},
+	},
 	&saslhandshake.Response{Mechanisms: []string{"PLAIN"}},
 	&saslauthenticate.Response{ErrorMessage: "no", AuthBytes: []byte("v=")},
 	&listOffsetsResponse{Topics: []listOffsetsAnswers{{Topic: "t", Partitions: []listOffsetsAnswer{{Partition: 1, Offset: 7}}}}},

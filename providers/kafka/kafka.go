@@ -28,6 +28,9 @@ type Options struct {
 	Secrets *providers.Secrets
 	// Interval is how often each target is measured. Default 2s.
 	Interval time.Duration
+	// MetadataInterval is how often it is looked who leads what, besides when something says that it has changed. Partitions
+	// that are added, and what retention deletes, are noticed as late. Default 30s.
+	MetadataInterval time.Duration
 	// Registerer takes the Source's own metrics. Default: none.
 	Registerer prometheus.Registerer
 }
@@ -65,6 +68,9 @@ func New(o Options) (*Source, error) {
 	if o.Interval <= 0 {
 		o.Interval = 2 * time.Second
 	}
+	if o.MetadataInterval <= 0 {
+		o.MetadataInterval = 30 * time.Second
+	}
 	s := &Source{opts: o, clusters: map[identity]*cluster{}, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "sluice_adapter_kafka_requests_total", Help: "Requests to Kafka brokers, by their API.",
 	}, []string{"api"})}
@@ -92,11 +98,12 @@ func (s *Source) Measure(ctx context.Context, t providers.Target) (*providers.Me
 	if t.Kind != providers.Lag {
 		return nil, fmt.Errorf("kafka cannot measure a target of kind %q", t.Kind)
 	}
-	c, err := s.cluster(ctx, t)
+	subscription := subscriptionOf(&t.Consumer)
+	c, err := s.cluster(ctx, t, subscription)
 	if err != nil {
 		return nil, fmt.Errorf("authRef: %w", err)
 	}
-	l, at, err := c.measure(ctx, subscriptionOf(&t.Consumer))
+	l, at, err := c.measure(ctx, subscription)
 	if err != nil {
 		return nil, err
 	}
@@ -120,8 +127,8 @@ func (l *lag) answers(c *providers.Consumer) []providers.Answer {
 	}
 }
 
-// cluster returns the poller for t.
-func (s *Source) cluster(ctx context.Context, t providers.Target) (*poller, error) {
+// cluster returns the poller for t, which knows what is remembered of its subscription.
+func (s *Source) cluster(ctx context.Context, t providers.Target, of subscription) (*poller, error) {
 	var secret providers.Secret
 	if t.Consumer.AuthSecret != "" {
 		name := types.NamespacedName{Namespace: t.Function.Namespace, Name: t.Consumer.AuthSecret}
@@ -135,19 +142,41 @@ func (s *Source) cluster(ctx context.Context, t providers.Target) (*poller, erro
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sweepLocked(now)
-	if c := s.clusters[id]; c != nil {
-		c.used = now
-		return c.poller, nil
+	c := s.clusters[id]
+	if c == nil {
+		security, err := parseCredentials(secret.Data)
+		if err != nil {
+			return nil, fmt.Errorf("secret %s/%s: %w", t.Function.Namespace, t.Consumer.AuthSecret, err)
+		}
+		c = &cluster{poller: newPoller(&s.opts, strings.Split(id.servers, ","), security, func(key protocol.ApiKey) {
+			s.requests.WithLabelValues(key.String()).Inc()
+		})}
+		s.clusters[id] = c
 	}
-	security, err := parseCredentials(secret.Data)
-	if err != nil {
-		return nil, fmt.Errorf("secret %s/%s: %w", t.Function.Namespace, t.Consumer.AuthSecret, err)
+	c.used = now
+	s.inheritLocked(id, c.poller, of)
+	return c.poller, nil
+}
+
+// inheritLocked hands on where a group stood, when its credentials are rotated: without it, what a group without a commit
+// has left to read would count from now on, and be nothing.
+func (s *Source) inheritLocked(id identity, to *poller, of subscription) {
+	if _, _, known := to.recall(of); known {
+		return
 	}
-	p := newPoller(s.opts.Interval, strings.Split(id.servers, ","), security, func(key protocol.ApiKey) {
-		s.requests.WithLabelValues(key.String()).Inc()
-	})
-	s.clusters[id] = &cluster{poller: p, used: now}
-	return p, nil
+	var last time.Time
+	var positions map[partition]position
+	for other, c := range s.clusters {
+		if other.servers != id.servers || c.poller == to {
+			continue
+		}
+		if asked, stood, ok := c.recall(of); ok && asked.After(last) {
+			last, positions = asked, stood
+		}
+	}
+	if positions != nil {
+		to.remember(of, positions)
+	}
 }
 
 // sweepLocked forgets clusters that nobody has asked about for long; their connections are closed already.
@@ -157,7 +186,7 @@ func (s *Source) sweepLocked(now time.Time) {
 	}
 	s.swept = now
 	for id, c := range s.clusters {
-		if now.Sub(c.used) > 2*idleAfter {
+		if now.Sub(c.used) > max(forgetAfter, 3*s.opts.Interval) {
 			c.close()
 			delete(s.clusters, id)
 		}

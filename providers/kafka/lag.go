@@ -163,7 +163,7 @@ func (m *memory) rates(now progress, l *lag) {
 	for len(m.past) > 1 && now.at.Sub(m.past[1].at) >= rateWindow {
 		m.past = m.past[1:]
 	}
-	if len(m.past) > 0 {
+	if len(m.past) > 0 && now.at.After(m.past[0].at) {
 		first := m.past[0]
 		l.window = now.at.Sub(first.at)
 		l.commitRate = float64(now.committed-first.committed) / l.window.Seconds()

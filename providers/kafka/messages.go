@@ -5,8 +5,10 @@ import (
 )
 
 // The module has no type for what is asked here of many at once, so that its own would cost a request per partition, or
-// per group: its ListOffsets is split by partition, and its OffsetFetch ends before version 8, which takes many groups.
-func init() { //nolint:gochecknoinits // the module's way to make a message known; nothing else of it registers these two
+// per group: its ListOffsets is split by partition, its OffsetFetch ends before version 8, which takes many groups, and its
+// FindCoordinator before version 4, which does too.
+func init() { //nolint:gochecknoinits // the module's way to make a message known; what it has of its own is replaced
+	protocol.Register(&findCoordinatorRequest{}, &findCoordinatorResponse{})
 	protocol.Register(&listOffsetsRequest{}, &listOffsetsResponse{})
 	protocol.Register(&offsetFetchRequest{}, &offsetFetchResponse{})
 }
@@ -101,6 +103,40 @@ type committedPartition struct {
 	Metadata    string `kafka:"min=v1,max=v8,nullable"`
 	ErrorCode   int16  `kafka:"min=v1,max=v8"`
 }
+
+// findCoordinatorRequest asks any broker who keeps a group below version 4, or many groups from there.
+type findCoordinatorRequest struct {
+	Key     string   `kafka:"min=v0,max=v3"`
+	KeyType int8     `kafka:"min=v1,max=v4"`
+	Keys    []string `kafka:"min=v4,max=v4"`
+	_       struct{} `kafka:"min=v3,max=v4,tag"`
+}
+
+type findCoordinatorResponse struct {
+	ThrottleTimeMs int32         `kafka:"min=v1,max=v4"`
+	ErrorCode      int16         `kafka:"min=v0,max=v3"`
+	ErrorMessage   string        `kafka:"min=v1,max=v3,nullable"`
+	NodeID         int32         `kafka:"min=v0,max=v3"`
+	Host           string        `kafka:"min=v0,max=v3"`
+	Port           int32         `kafka:"min=v0,max=v3"`
+	Coordinators   []coordinator `kafka:"min=v4,max=v4"`
+	_              struct{}      `kafka:"min=v3,max=v4,tag"`
+}
+
+type coordinator struct {
+	Key          string `kafka:"min=v4,max=v4"`
+	NodeID       int32  `kafka:"min=v4,max=v4"`
+	Host         string `kafka:"min=v4,max=v4"`
+	Port         int32  `kafka:"min=v4,max=v4"`
+	ErrorCode    int16  `kafka:"min=v4,max=v4"`
+	ErrorMessage string `kafka:"min=v4,max=v4,nullable"`
+}
+
+// ApiKey implements protocol.Message.
+func (*findCoordinatorRequest) ApiKey() protocol.ApiKey { return protocol.FindCoordinator } //nolint:revive,staticcheck // the module's name
+
+// ApiKey implements protocol.Message.
+func (*findCoordinatorResponse) ApiKey() protocol.ApiKey { return protocol.FindCoordinator } //nolint:revive,staticcheck // the module's name
 
 // ApiKey implements protocol.Message.
 func (*listOffsetsRequest) ApiKey() protocol.ApiKey { return protocol.ListOffsets } //nolint:revive,staticcheck // the module's name

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,9 @@ const (
 	gather = 10 * time.Millisecond
 	// idleAfter is how long the connections to a cluster are kept that nobody asks about.
 	idleAfter = 30 * time.Second
+	// forgetAfter is how long it is remembered where a group stood that nobody asks about: for as long as its Secret cannot
+	// be read, it is not asked about.
+	forgetAfter = 15 * time.Minute
 )
 
 // isolation is the isolation level of a request.
@@ -64,16 +68,17 @@ type poller struct {
 
 // subscriber is what is known for a subscription.
 type subscriber struct {
-	asked  time.Time // when somebody last wanted to know
-	at     time.Time // when the round began that said the following
+	asked  time.Time     // when somebody last wanted to know
+	round  chan struct{} // that said the following; nil for none
+	at     time.Time     // when it began
 	lag    *lag
 	err    error
 	memory memory
 }
 
-func newPoller(interval time.Duration, bootstrap []string, s security, counted func(protocol.ApiKey)) *poller {
-	p := &poller{interval: interval, subs: map[subscription]*subscriber{}, brokers: brokers{
-		bootstrap: bootstrap, security: s, counted: counted,
+func newPoller(o *Options, bootstrap []string, s security, counted func(protocol.ApiKey)) *poller {
+	p := &poller{interval: o.Interval, subs: map[subscription]*subscriber{}, brokers: brokers{
+		ttl: o.MetadataInterval, bootstrap: bootstrap, security: s, counted: counted,
 		addresses: map[int32]string{}, topics: map[string]topicLayout{}, coordinators: map[string]string{},
 		starts: map[partition]int64{}, conns: map[string]*conn{},
 	}}
@@ -98,46 +103,69 @@ func (p *poller) close() {
 
 // measure returns the lag of s as of now, or of half an interval ago. ctx has a deadline.
 func (p *poller) measure(ctx context.Context, s subscription) (*lag, time.Time, error) {
+	var waited chan struct{}
 	for {
 		p.mu.Lock()
 		now := time.Now()
-		sub := p.subs[s]
-		if sub == nil {
-			sub = &subscriber{}
-			p.subs[s] = sub
-		}
+		sub := p.subLocked(s)
 		sub.asked = now
-		if !sub.at.IsZero() && now.Sub(sub.at) < p.interval/2 {
+		// What the round says that was waited for is taken however long it took: one broker that hangs makes it long, and
+		// the others have answered.
+		if sub.round != nil && (sub.round == waited || now.Sub(sub.at) < p.interval/2) {
 			l, at, err := sub.lag, sub.at, sub.err
 			p.mu.Unlock()
 			return l, at, err
 		}
+		if ctx.Err() != nil { // no round can begin
+			p.mu.Unlock()
+			return nil, time.Time{}, fmt.Errorf("wait for the cluster: %w", context.Cause(ctx))
+		}
 		round := p.round
-		if round == nil {
-			p.round = make(chan struct{})
+		leads := round == nil
+		if leads {
+			round = make(chan struct{})
+			p.round = round
 			p.idle.Reset(idleAfter)
 		}
 		p.mu.Unlock()
-		if round == nil {
+		if leads {
 			p.lead(ctx)
-			if ctx.Err() == nil {
-				continue
-			}
-			// The round has ended with the time, and says of each why it is not known.
-			p.mu.Lock()
-			l, at, err := sub.lag, sub.at, sub.err
-			p.mu.Unlock()
-			if !at.Before(now) {
-				return l, at, err
-			}
-			return nil, time.Time{}, context.Cause(ctx)
+			waited = round
+			continue
 		}
 		select {
 		case <-round: // look again: who led may have been stopped, and then it is somebody else's turn
+			waited = round
 		case <-ctx.Done():
-			return nil, time.Time{}, fmt.Errorf("wait for the cluster: %w", context.Cause(ctx))
 		}
 	}
+}
+
+func (p *poller) subLocked(s subscription) *subscriber {
+	sub := p.subs[s]
+	if sub == nil {
+		sub = &subscriber{}
+		p.subs[s] = sub
+	}
+	return sub
+}
+
+// recall returns when s was last asked about, and where it stood; false where that is not known.
+func (p *poller) recall(s subscription) (time.Time, map[partition]position, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	sub := p.subs[s]
+	if sub == nil {
+		return time.Time{}, nil, false
+	}
+	return sub.asked, maps.Clone(sub.memory.positions), true
+}
+
+// remember begins with s where it stood.
+func (p *poller) remember(s subscription, positions map[partition]position) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.subLocked(s).memory.positions = positions
 }
 
 // lead makes a round for all who have asked lately.
@@ -152,19 +180,26 @@ func (p *poller) lead(ctx context.Context) {
 	wants := p.wantsLocked(time.Now())
 	p.mu.Unlock()
 
+	// A round is over before those have to go who wait for it: they came a moment before or after the leader, and have as
+	// much time.
+	deadline, _ := ctx.Deadline()
+	part, cancel := context.WithDeadline(ctx, deadline.Add(-time.Until(deadline)/8))
+	defer cancel()
 	began := time.Now()
-	f, err := p.brokers.look(ctx, slices.Collect(maps.Values(wants)))
+	f, err := p.brokers.look(part, slices.Collect(maps.Values(wants)))
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	close(p.round)
+	round := p.round
+	close(round)
 	p.round = nil
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return // says nothing of the cluster
 	}
+	// The layout is that of the round still: the next leader needs mu first.
 	for s := range wants {
 		sub := p.subs[s]
-		sub.at, sub.lag, sub.err = began, nil, err
+		sub.round, sub.at, sub.lag, sub.err = round, began, nil, err
 		if err == nil {
 			sub.lag, sub.err = p.judge(f, s, &sub.memory)
 		}
@@ -175,11 +210,12 @@ func (p *poller) lead(ctx context.Context) {
 func (p *poller) wantsLocked(now time.Time) map[subscription]want {
 	wants := make(map[subscription]want, len(p.subs))
 	for s, sub := range p.subs {
-		if now.Sub(sub.asked) > 3*p.interval {
+		switch unasked := now.Sub(sub.asked); {
+		case unasked > forgetAfter && unasked > 3*p.interval:
 			delete(p.subs, s)
-			continue
+		case unasked <= 3*p.interval:
+			wants[s] = want{group: s.group, topics: s.all(), isolation: s.isolation}
 		}
-		wants[s] = want{group: s.group, topics: s.all(), isolation: s.isolation}
 	}
 	return wants
 }
@@ -224,13 +260,16 @@ func (p *poller) judge(f *found, s subscription, m *memory) (*lag, error) {
 				ok = false
 			}
 			if !ok {
-				return nil, partitionError(of, "start", errors.New("it is not known yet"))
+				return nil, cmp.Or(f.starts[of].err, partitionError(of, "start", errors.New("it is not known yet")))
 			}
-			o := offsets{committed: none, start: start, end: end.offset}
-			if c, ok := group.offsets[of]; ok {
-				o.committed = c
+			committed, ok := group.offsets[of]
+			if !ok {
+				return nil, partitionError(of, fmt.Sprintf("committed offset of group %q", s.group), errors.New("the coordinator said nothing of it"))
 			}
-			all[of] = o
+			if committed.err != nil {
+				return nil, committed.err
+			}
+			all[of] = offsets{committed: committed.offset, start: start, end: end.offset}
 		}
 	}
 	if len(all) == 0 {
