@@ -109,7 +109,9 @@ func (c *conn) authenticate(ctx context.Context, m sasl.Mechanism) error {
 	if err != nil {
 		return err
 	}
+	var sent []byte // which a refusal may repeat
 	for done := false; !done; {
+		sent = append(sent, say...)
 		answer, err := exchange[*saslauthenticate.Response](ctx, c, &saslauthenticate.Request{AuthBytes: say})
 		switch {
 		case errors.Is(err, io.EOF):
@@ -117,7 +119,7 @@ func (c *conn) authenticate(ctx context.Context, m sasl.Mechanism) error {
 		case err != nil:
 			return err
 		case answer.ErrorCode != 0 && answer.ErrorMessage != "":
-			return fmt.Errorf("%w: %.200s", codeError(answer.ErrorCode), answer.ErrorMessage)
+			return fmt.Errorf("%w: %s", codeError(answer.ErrorCode), withoutSent(answer.ErrorMessage, sent))
 		case answer.ErrorCode != 0:
 			return codeError(answer.ErrorCode)
 		}
