@@ -93,7 +93,7 @@ func (s *Source) Close() {
 }
 
 // Measure implements providers.Source: the Answers are the lag of t.Consumer and what follows from it, as of half an
-// interval ago at most. Its text names neither credentials nor anything that was read from a Secret.
+// interval ago at most. The error's text holds nothing of a Secret but names of hosts.
 func (s *Source) Measure(ctx context.Context, t providers.Target) (*providers.Measurement, error) {
 	if t.Kind != providers.Lag {
 		return nil, fmt.Errorf("kafka cannot measure a target of kind %q", t.Kind)
