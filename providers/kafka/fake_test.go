@@ -132,7 +132,7 @@ func (f *fakeCluster) serve(b *fakeBroker, c net.Conn) {
 		if err != nil {
 			return // the client is done
 		}
-		time.Sleep(f.delay) // a network's
+		<-time.After(f.delay) // a network's
 		f.mu.Lock()
 		f.requests[request.ApiKey()]++
 		for b.hangs {
@@ -301,6 +301,18 @@ func next(t *testing.T, p *poller, subs ...subscription) map[string]result {
 	}
 	p.mu.Unlock()
 	return measureAll(t, p, subs...)
+}
+
+// eventually waits until check is true.
+func eventually(t *testing.T, what string, check func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); !check(); <-tick.C {
+		if time.Since(began) > 5*time.Second {
+			t.Fatalf("after 5 s: %s", what)
+		}
+	}
 }
 
 func sub(group, topics string) subscription {

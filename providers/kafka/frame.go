@@ -68,8 +68,7 @@ type guard struct {
 
 // structure walks the fields of t.
 func (g *guard) structure(t reflect.Type) {
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		if v := parseVersions(f.Tag.Get("kafka")); g.version < v.from || g.version > v.to || v.tagged {
 			continue
 		}
@@ -192,8 +191,8 @@ func parseVersions(tag string) versions {
 
 // flexibleFrom is the first version of a message with tagged fields.
 func flexibleFrom(t reflect.Type) int16 {
-	for i := range t.NumField() {
-		if v := parseVersions(t.Field(i).Tag.Get("kafka")); v.tagged {
+	for f := range t.Fields() {
+		if v := parseVersions(f.Tag.Get("kafka")); v.tagged {
 			return v.from
 		}
 	}

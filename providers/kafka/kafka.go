@@ -122,7 +122,8 @@ func (l *lag) answers(c *providers.Consumer) []providers.Answer {
 		rate.Unknown = "the partitions have been looked at once only"
 	}
 	return []providers.Answer{
-		{Metric: c.Metric(v1alpha1.KafkaLag), Value: float64(l.records)}, seconds, rate,
+		{Metric: c.Metric(v1alpha1.KafkaLag), Value: float64(l.records)},
+		seconds, rate,
 		{Metric: c.Metric(v1alpha1.KafkaPartitions), Value: float64(l.partitions)},
 	}
 }

@@ -351,16 +351,17 @@ func TestALeaderThatIsStopped(t *testing.T) {
 		_, _, err := p.measure(ctx, sub("leader", "orders"))
 		leader <- err
 	}()
-	for asked := 0; asked == 0; time.Sleep(time.Millisecond) { // until it has asked
-		f.with(func() { asked = f.requests[protocol.ApiVersions] })
-	}
+	eventually(t, "the leader has not asked", func() (asked bool) {
+		f.with(func() { asked = f.requests[protocol.ApiVersions] > 0 })
+		return asked
+	})
 	follower := make(chan map[string]result, 1)
 	go func() { follower <- measureAll(t, p, sub("follower", "orders")) }()
-	for waits := false; !waits; time.Sleep(time.Millisecond) {
+	eventually(t, "the follower does not wait", func() bool {
 		p.mu.Lock()
-		waits = p.subs[sub("follower", "orders")] != nil
-		p.mu.Unlock()
-	}
+		defer p.mu.Unlock()
+		return p.subs[sub("follower", "orders")] != nil
+	})
 	stop()
 	if err := <-leader; !errors.Is(err, context.Canceled) {
 		t.Errorf("the leader: %v", err)
@@ -393,11 +394,7 @@ func TestForgets(t *testing.T) {
 		t.Errorf("%d subscriptions", len(p.subs))
 	}
 	p.close()
-	for began := time.Now(); f.open() > 0; time.Sleep(time.Millisecond) {
-		if time.Since(began) > 5*time.Second {
-			t.Fatalf("%d connections are left", f.open())
-		}
-	}
+	eventually(t, "connections are left", func() bool { return f.open() == 0 })
 }
 
 // A group without a commit has as much to read after its credentials were rotated as before.
