@@ -124,6 +124,9 @@ func (b *brokers) layout(ctx context.Context, topics []string) error {
 		return nil
 	}
 	answer, err := first[*metadata.Response](ctx, b, &metadata.Request{TopicNames: unsure})
+	if err == nil {
+		err = bounded(answer)
+	}
 	switch {
 	case err == nil:
 		b.adopt(answer, all)
@@ -133,6 +136,21 @@ func (b *brokers) layout(ctx context.Context, topics []string) error {
 		for _, t := range unsure {
 			b.topics[t] = topicLayout{err: fmt.Errorf("metadata: %w", err)}
 		}
+	}
+	return nil
+}
+
+// Most that a cluster may have of what is asked about: each leader is a connection, and each partition is kept. What calls
+// itself a bootstrap server may be anything.
+const maxBrokers, maxPartitions = 1000, 200_000
+
+func bounded(m *metadata.Response) error {
+	partitions := 0
+	for _, t := range m.Topics {
+		partitions += len(t.Partitions)
+	}
+	if len(m.Brokers) > maxBrokers || partitions > maxPartitions {
+		return fmt.Errorf("%w: %d brokers and %d partitions; %d and %d are the most", errFrame, len(m.Brokers), partitions, maxBrokers, maxPartitions)
 	}
 	return nil
 }

@@ -106,6 +106,7 @@ func (b *brokers) takeCoordinators(f *found, asked []string, answer *findCoordin
 	for _, c := range answer.Coordinators {
 		switch _, ok := f.groups[c.Key]; {
 		case !ok: // nobody asked
+		case c.Host == "" && c.ErrorCode == 0: // as those have it that say nothing; it would be this machine
 		case c.ErrorCode != 0:
 			f.groups[c.Key] = committed{err: fmt.Errorf("coordinator of group %q: %w", c.Key, codeError(c.ErrorCode))}
 		default:

@@ -18,8 +18,6 @@ import (
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
-type metadataResponse = metadata.Response
-
 // fakeCluster does what a real one does not do when it is asked to: it hangs, lies and leaves out. Stories are told of a real
 // Kafka, in test/kafka.
 type fakeCluster struct {

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/protocol/metadata"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -128,7 +129,7 @@ func TestABootstrapServerThatHangs(t *testing.T) {
 	f.topics = map[string]int{"orders": 1}
 	f.keepers["g"] = 1
 	f.edit = func(_ int, answer protocol.Message) { // broker 0 leads nothing
-		if m, ok := answer.(*metadataResponse); ok {
+		if m, ok := answer.(*metadata.Response); ok {
 			for i := range m.Topics[0].Partitions {
 				m.Topics[0].Partitions[i].LeaderID = 1
 			}
@@ -217,6 +218,24 @@ func TestAnswersThatLeaveOut(t *testing.T) {
 			want: map[string]result{"g orders": {Err: `coordinator of group "g": nothing was said of it`}},
 		},
 		{
+			name: "a coordinator's address",
+			edit: func(m protocol.Message) {
+				if a, ok := m.(*findCoordinatorResponse); ok {
+					a.Coordinators[0].Host = ""
+				}
+			},
+			want: map[string]result{"g orders": {Err: `coordinator of group "g": nothing was said of it`}},
+		},
+		{
+			name: "nothing, and has too many brokers",
+			edit: func(m protocol.Message) {
+				if a, ok := m.(*metadata.Response); ok {
+					a.Brokers = make([]metadata.ResponseBroker, maxBrokers+1)
+				}
+			},
+			want: map[string]result{"g orders": {Err: `metadata of the cluster: invalid answer: not an answer of a Kafka broker: 1001 brokers and 2 partitions`}},
+		},
+		{
 			name: "an end",
 			edit: func(m protocol.Message) {
 				if a, ok := m.(*listOffsetsResponse); ok {
@@ -228,7 +247,7 @@ func TestAnswersThatLeaveOut(t *testing.T) {
 		{
 			name: "a topic",
 			edit: func(m protocol.Message) {
-				if a, ok := m.(*metadataResponse); ok {
+				if a, ok := m.(*metadata.Response); ok {
 					a.Topics = nil
 				}
 			},
