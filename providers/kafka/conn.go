@@ -52,7 +52,8 @@ func dial(ctx context.Context, address string, s security, sent func(protocol.Ap
 	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, errors.Join(err, raw.Close())
+		_ = raw.Close()
+		return nil, err
 	}
 	if s.tls != nil {
 		config := s.tls.Clone()
@@ -63,13 +64,15 @@ func dial(ctx context.Context, address string, s security, sent func(protocol.Ap
 	}
 	c := &conn{raw: raw, sent: sent}
 	if err := c.negotiate(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("agree on versions: %w", err), raw.Close())
+		c.close() // whose error would say the same again, in a second line
+		return nil, fmt.Errorf("agree on versions: %w", err)
 	}
 	if s.sasl != nil {
 		number, _ := strconv.Atoi(port) // a name of a port is resolved by the dialer alone
 		metadata := &sasl.Metadata{Host: host, Port: number}
 		if err := c.authenticate(sasl.WithMetadata(ctx, metadata), s.sasl); err != nil {
-			return nil, errors.Join(fmt.Errorf("authenticate by %s: %w", s.sasl.Name(), err), raw.Close())
+			c.close()
+			return nil, fmt.Errorf("authenticate by %s: %w", s.sasl.Name(), err)
 		}
 	}
 	return c, nil

@@ -107,7 +107,8 @@ func TestCredentials(t *testing.T) {
 			with(map[string]string{
 				"sasl": "OAUTHBEARER", "saslTokenProvider": "bearer", "oauthTokenEndpointUri": "https://idp.example/token", "tls": "enable",
 				"scopes": "a,b", "oauthExtensions": "logicalCluster=lkc-1, identityPoolId=pool-1",
-			}, login), shape{SASL: "OAUTHBEARER", TLS: true},
+			}, login),
+			shape{SASL: "OAUTHBEARER", TLS: true},
 		},
 		{"aws_msk_iam has TLS", with(map[string]string{"sasl": "aws_msk_iam"}, iam), shape{SASL: "AWS_MSK_IAM", TLS: true}},
 		{"AWS_MSK_IAM with a session", with(map[string]string{"sasl": "AWS_MSK_IAM", "tls": "enable", "awsSessionToken": "t"}, iam), shape{SASL: "AWS_MSK_IAM", TLS: true}},
@@ -332,4 +333,3 @@ func TestDocumentedKeys(t *testing.T) {
 		}
 	}
 }
-

@@ -203,4 +203,3 @@ func (s oauthSession) Next(_ context.Context, challenge []byte) (bool, []byte, e
 	}
 	return true, nil, nil
 }
-

@@ -257,7 +257,7 @@ func TestTokenIsShared(t *testing.T) {
 				o.config.AuthStyle = 2 // in the header; the first refusal would be followed by another try
 				o.client = &http.Client{Transport: transport(func() (*http.Response, error) {
 					asked.Add(1)
-					time.Sleep(100 * time.Millisecond) // of the bubble's clock
+					time.Sleep(100 * time.Millisecond) //nolint:forbidigo // in synctest
 					return tt.answer()
 				})}
 				want := int32(1)
@@ -273,13 +273,13 @@ func TestTokenIsShared(t *testing.T) {
 					t.Errorf("five at once: asked %d times, want %d", got, want)
 				}
 				asked.Store(0)
-				time.Sleep(tt.want - time.Millisecond) // of the bubble's clock
+				time.Sleep(tt.want - time.Millisecond) //nolint:forbidigo // in synctest
 				_, _, _ = o.Start(t.Context())
 				if got, want := asked.Load(), want/5; got != want {
 					t.Errorf("before: asked %d times, want %d", got, want)
 				}
 				asked.Store(0)
-				time.Sleep(time.Millisecond) // of the bubble's clock
+				time.Sleep(time.Millisecond) //nolint:forbidigo // in synctest
 				_, _, _ = o.Start(t.Context())
 				if got := asked.Load(); got != 1 {
 					t.Errorf("after: asked %d times, want 1", got)

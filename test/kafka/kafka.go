@@ -91,6 +91,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	for i := range id {
 		id[i] = byte(rand.IntN(256))
 	}
+	id[0] &= 0x7f // else one in 64 begins with "-", which the tool that formats takes for a flag
 	c := &Cluster{options: o, id: base64.RawURLEncoding.EncodeToString(id)}
 	listeners := []Listener{PlaintextListener, controllerListener}
 	if o.TLS != nil {
