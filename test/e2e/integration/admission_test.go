@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -30,13 +31,15 @@ import (
 func TestAdmission(t *testing.T) {
 	admit := startAPIServer(t)
 	t.Run("accepted", func(t *testing.T) {
-		for name, edit := range acceptedSpecs {
-			if err := admit(t.Context(), edited(edit)); err != nil {
-				t.Errorf("%s: %v", name, err)
+		for _, specs := range []map[string]func(*v1alpha1.Function){acceptedSpecs, acceptedLags} {
+			for name, edit := range specs {
+				if err := admit(t.Context(), edited(edit)); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
 			}
 		}
 	})
-	for _, tt := range refusedSpecs {
+	for _, tt := range slices.Concat(refusedSpecs, refusedLags) {
 		t.Run(tt.name, func(t *testing.T) {
 			err := admit(t.Context(), edited(tt.edit))
 			if err == nil {
@@ -89,6 +92,14 @@ func testUnreadable(t *testing.T, admit func(context.Context, client.Object) err
 		{"metrics.prometheus.activation", "1e9999999999", "spec.metrics[].prometheus.activation must not be below 0"},
 		{"metrics.prometheus.activation", strings.Repeat("9", 400), "spec.metrics[].prometheus.activation must not be below 0"},
 		{"metrics.prometheus.activation", int64(0), ""},
+		{"metrics.kafkaLag.target", "10E", "spec.metrics[].kafkaLag.target must be above 0"},
+		{"metrics.kafkaLag.target", "1e9999999999", "spec.metrics[].kafkaLag.target must be above 0"},
+		{"metrics.kafkaLag.target", int64(100), ""},
+		{"metrics.kafkaLag.activation", "1e1.5", "spec.metrics[].kafkaLag.activation must not be below 0"},
+		{"metrics.kafkaLag.activation", int64(math.MaxInt64), "spec.metrics[].kafkaLag.activation must not be below 0"},
+		{"metrics.kafkaLag.activation", "2k", ""},
+		{"metrics.kafkaLag.partitions", []any{int64(99999999999)}, "spec.metrics[0].kafkaLag.partitions[0]"},
+		{"metrics.kafkaLag.partitions", []any{int64(math.MaxInt32)}, ""},
 	} {
 		fn := unread(t, tt.path, tt.value)
 		err := admit(t.Context(), fn)
@@ -122,6 +133,9 @@ func unread(t *testing.T, path string, value any) *unstructured.Unstructured {
 		}
 		if fields[0] == "prometheus" {
 			metric["prometheus"] = map[string]any{"name": "queue", "server": "http://prometheus", "query": "x", "target": "1"}
+		}
+		if fields[0] == "kafkaLag" {
+			metric["kafkaLag"] = map[string]any{"bootstrapServers": []any{"kafka:9092"}, "topic": "orders", "group": "hello", "target": "1"}
 		}
 	}
 	if err := unstructured.SetNestedField(within, value, fields...); err != nil {
@@ -256,11 +270,14 @@ var acceptedSpecs = map[string]func(*v1alpha1.Function){
 	},
 }
 
-var refusedSpecs = []struct {
+// refusal of a spec, in words.
+type refusal struct {
 	name string
 	edit func(*v1alpha1.Function)
 	want []string
-}{
+}
+
+var refusedSpecs = []refusal{
 	{"a workload that cannot sleep", workload("DaemonSet"), []string{"spec.workloadRef", "Deployment or a StatefulSet"}},
 	{
 		"pods that name nothing", podMetrics(v1alpha1.PodMetrics{Port: 8080}),
