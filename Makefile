@@ -77,6 +77,7 @@ integration: ## real etcd, API server and HPA controller on loopback, no node, n
 e2e: deploy ## the stories of test/e2e on the test cluster (root, Debian); RUN=regexp picks some
 	@echo "== stories on the cluster"
 	@go run ./test/prometheus/find -dir $(STATE)/prometheus
+	@go run ./test/kafka/find -dir $(STATE)/kafka
 	@go -C test/e2e/prometheus-adapter build -o $(BUILD)/prometheus-adapter sigs.k8s.io/prometheus-adapter/cmd/adapter
 	@go -C test/e2e test -c -tags e2e -o $(BUILD)/e2e.test .
 	@$(INSIDE) $(BUILD)/e2e.test -test.v -test.count=1 -test.timeout 25m $(if $(RUN),-test.run '$(RUN)') -root $(ROOT)

@@ -41,6 +41,9 @@ func TestStories(t *testing.T) {
 		w.story(t, "ColdStartStatefulSet", coldStartStatefulSet)
 		w.story(t, "ScalesOnQueue", scalesOnQueue)
 		w.story(t, "ScalesOnQuery", scalesOnQuery)
+		w.story(t, "KafkaDrains", kafkaDrains)
+		w.story(t, "KafkaOutage", kafkaOutage)
+		w.story(t, "KafkaAndRate", kafkaAndRate)
 	})
 	// Alone on the machine, because they are about moments.
 	t.Run("sleep", func(t *testing.T) {
