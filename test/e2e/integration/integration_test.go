@@ -44,6 +44,7 @@ func TestIntegration(t *testing.T) {
 	t.Run("Words", w.words)
 	t.Run("API", w.api)
 	t.Run("OwnHPAs", w.ownHPAs)
+	t.Run("KafkaAway", w.kafkaAway)
 	t.Run("SecretsOnlyWhereGranted", w.secretsOnlyWhereGranted)
 }
 

@@ -34,6 +34,7 @@ import (
 	"github.com/sluice-dev/sluice/adapter"
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 	"github.com/sluice-dev/sluice/providers"
+	"github.com/sluice-dev/sluice/providers/kafka"
 	queries "github.com/sluice-dev/sluice/providers/prometheus"
 	"github.com/sluice-dev/sluice/providers/requests"
 	"github.com/sluice-dev/sluice/scaler"
@@ -169,11 +170,16 @@ func (w *world) startAdapter(t *testing.T, config *rest.Config) {
 	}
 	t.Cleanup(queries.Close)
 	registry := metrics.NewRegistry()
+	lags, err := kafka.New(kafka.Options{Secrets: secrets, Registerer: registry})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(lags.Close)
 	collector, err := providers.NewCollector(providers.Options{
 		Store:     store,
 		Discovery: withGate{real: &requests.Discovery{Config: account, Namespace: v1alpha1.SystemNamespace}, gate: w.gate.endpoint()},
 		Sources: map[providers.Kind]providers.Source{
-			providers.Activator: scraper, providers.Pod: podsAt{scraper, w.gate.address()}, providers.Query: queries,
+			providers.Activator: scraper, providers.Pod: podsAt{scraper, w.gate.address()}, providers.Query: queries, providers.Lag: lags,
 		},
 		Registerer: registry,
 	})
