@@ -233,10 +233,25 @@ func ends(t *testing.T, c *Cluster, client *Client) {
 	}
 }
 
-// Of three brokers the one that leads a partition and keeps a group is killed: another leads, another keeps.
+// Three brokers, of which one hangs, comes back, is killed, comes back, and another is killed; and what is known of lag meanwhile.
 func TestThreeBrokers(t *testing.T) {
 	c := start(t, Options{Brokers: 3})
 	client := connect(t, c)
+	for _, story := range []struct {
+		name string
+		tell func(*testing.T, *Cluster, *Client)
+	}{
+		{"requests", requests},
+		{"one hangs", oneHangs},
+		{"one is killed, and starts", killedAndStarted},
+		{"one is killed under load", oneIsKilled},
+	} {
+		t.Run(story.name, func(t *testing.T) { story.tell(t, c, client) })
+	}
+}
+
+// killedAndStarted: of the broker that leads a partition and keeps a group. Another leads, another keeps.
+func killedAndStarted(t *testing.T, c *Cluster, client *Client) {
 	ctx := within(t, 3*time.Minute)
 	must(t, client.CreateTopic(ctx, "orders", 3))
 	for p := range int32(3) {
@@ -331,6 +346,7 @@ func TestListeners(t *testing.T) {
 			}
 		})
 	}
+	sideBySide(t, c, authority)
 }
 
 func advertised(t *testing.T, brokers kadm.BrokerDetails, address string) {

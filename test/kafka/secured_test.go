@@ -17,21 +17,13 @@ import (
 	"github.com/sluice-dev/sluice/providers"
 )
 
-// TestCredentialsSideBySide asks one cluster by right and by wrong credentials at the same time.
-func TestCredentialsSideBySide(t *testing.T) {
-	authority, err := NewAuthority()
-	must(t, err)
-	cert, key, err := authority.Leaf("broker", "127.0.0.1")
-	must(t, err)
-	c := start(t, Options{
-		TLS:   &TLS{Cert: cert, Key: key, ClientCA: authority.PEM},
-		Users: []User{{Name: "alice", Password: "open-sesame"}},
-	})
+// sideBySide asks one cluster by right and by wrong credentials at the same time.
+func sideBySide(t *testing.T, c *Cluster, authority *Authority) {
 	client := connect(t, c)
 	ctx := within(t, 2*time.Minute)
 	must(t, client.CreateTopic(ctx, "orders", 2))
 	must(t, client.Produce(ctx, "orders", 1, 6))
-	cert, key, err = authority.Leaf("client")
+	cert, key, err := authority.Leaf("client")
 	must(t, err)
 	login := func(mechanism, password string) map[string]string {
 		return map[string]string{"sasl": mechanism, "tls": "enable", "ca": authority.PEM, "username": "alice", "password": password}
@@ -66,7 +58,7 @@ func TestCredentialsSideBySide(t *testing.T) {
 	}
 	m.round(t, all) // all at once, and side by side
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
+		t.Run("lag by "+tt.name, func(t *testing.T) {
 			if tt.unknown == "" {
 				m.wantLag(t, tt.name, all[tt.name], 6)
 				return
@@ -77,7 +69,7 @@ func TestCredentialsSideBySide(t *testing.T) {
 			}
 		})
 	}
-	t.Run("rotation", func(t *testing.T) { rotation(t, client, m, all["scram-512"], login("scram_sha512", "new-sesame")) })
+	t.Run("lag by a rotated password", func(t *testing.T) { rotation(t, client, m, all["scram-512"], login("scram_sha512", "new-sesame")) })
 }
 
 func secretNamed(name string, data map[string]string) *corev1.Secret {
