@@ -273,7 +273,7 @@ func (s *Store) SetActivators(activators []Endpoint) {
 	if len(g.live) == 0 {
 		g.since = now
 	}
-	g, change := s.list(g, activators, s.intervals.Activator, nil, now)
+	g, change := s.list(g, activators, nil, now)
 	s.index(change.came, nil)
 	s.activators.Store(&g)
 	s.index(nil, change.went)
@@ -282,7 +282,7 @@ func (s *Store) SetActivators(activators []Endpoint) {
 
 // setPods makes endpoints the pods of f.
 func (s *Store) setPods(f *function, endpoints []Endpoint, now tick) {
-	g, change := s.list(f.pods, endpoints, s.intervals.Pod, f, now) // only who holds setting writes f.pods
+	g, change := s.list(f.pods, endpoints, f, now) // only who holds setting writes f.pods
 	f.mu.Lock()
 	f.pods = g
 	f.mu.Unlock()
@@ -308,7 +308,7 @@ func (s *Store) setQueries(f *function, endpoints []Endpoint, now tick) {
 	if len(live) == 0 && len(endpoints) == 0 {
 		return
 	}
-	g, change := s.list(group{live: live}, endpoints, s.intervals.Query, nil, now)
+	g, change := s.list(group{live: live}, endpoints, nil, now)
 	f.queries.Store(&g.live)
 	s.index(change.came, change.went)
 }
@@ -320,7 +320,7 @@ type turnover struct {
 }
 
 // list returns the group with endpoints as its live sources.
-func (s *Store) list(g group, endpoints []Endpoint, interval time.Duration, f *function, now tick) (group, turnover) {
+func (s *Store) list(g group, endpoints []Endpoint, f *function, now tick) (group, turnover) {
 	s.lists++
 	var change turnover
 	gone := slices.Clone(g.gone)
@@ -339,7 +339,7 @@ func (s *Store) list(g group, endpoints []Endpoint, interval time.Duration, f *f
 				src.apart = true // it may have answered while nobody was listening
 				src.writing.Unlock()
 			} else {
-				src = newSource(e.Target, interval, now)
+				src = newSource(e.Target, s.intervals.of(e.Kind), now)
 				src.fn = f
 				if e.Kind == Activator {
 					src.tracks = map[types.NamespacedName]*track{}
