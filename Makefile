@@ -70,8 +70,7 @@ integration: ## real etcd, API server and HPA controller on loopback, no node, n
 	@echo "== integration tests"
 	@go -C test/cluster test -count=1 -tags cluster -timeout 5m -run 'TestControlPlane|TestAggregation' $(TESTFLAGS) .
 	@go -C test/e2e test -count=1 -tags integration -timeout 10m $(TESTFLAGS) ./integration -args -state $(STATE)
-	@go test -count=1 -tags integration -timeout 5m $(TESTFLAGS) ./test/prometheus -args -state $(STATE)
-	@go test -count=1 -tags integration -timeout 5m $(TESTFLAGS) ./test/kafka -args -state $(STATE)
+	@go test -count=1 -tags integration -timeout 8m $(TESTFLAGS) ./test/prometheus ./test/kafka -args -state $(STATE)
 
 .PHONY: e2e
 e2e: deploy ## the stories of test/e2e on the test cluster (root, Debian); RUN=regexp picks some

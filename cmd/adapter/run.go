@@ -35,7 +35,9 @@ func (o *options) complete() error {
 		flag  string
 		every time.Duration
 	}{
-		{"activator-interval", o.intervals.Activator}, {"pod-interval", o.intervals.Pod}, {"query-interval", o.intervals.Query},
+		{"activator-interval", o.intervals.Activator},
+		{"pod-interval", o.intervals.Pod},
+		{"query-interval", o.intervals.Query},
 		{"kafka-interval", o.intervals.Lag},
 	} {
 		if i.every < 100*time.Millisecond {
