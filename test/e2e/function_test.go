@@ -368,7 +368,15 @@ func (s *story) read(ctx context.Context, path string, into any) error {
 // awaitCondition waits for a condition whose message holds each of the words.
 func (s *story) awaitCondition(function, condition string, status metav1.ConditionStatus, reason string, words ...string) {
 	s.Helper()
-	eventually(s.T, 60*time.Second, fmt.Sprintf("condition %s=%s/%s of %s", condition, status, reason, function), func(ctx context.Context) string {
+	s.awaitConditionWithin(20*time.Second, function, condition, status, reason, words...)
+}
+
+// awaitConditionWithin is for conditions that wait for a value to grow stale, or for the next status that is due.
+func (s *story) awaitConditionWithin(
+	limit time.Duration, function, condition string, status metav1.ConditionStatus, reason string, words ...string,
+) {
+	s.Helper()
+	eventually(s.T, limit, fmt.Sprintf("condition %s=%s/%s of %s", condition, status, reason, function), func(ctx context.Context) string {
 		var fn v1alpha1.Function
 		if err := s.client.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: function}, &fn); err != nil {
 			return err.Error()

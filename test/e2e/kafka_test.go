@@ -56,7 +56,7 @@ func kafkaDrains(s *story) {
 	}
 	s.Logf("from the first of %d records to %d replicas: %s", records-before, partitions, since(began))
 	s.change("drains", func(fn *v1alpha1.Function) { fn.Spec.Metrics[0].KafkaLag.Activation = nil })
-	s.awaitCondition("drains", v1alpha1.ConditionScalingActive, "True", "Scaling", "bound by 12 partitions of kafka_lag")
+	s.awaitConditionWithin(60*time.Second, "drains", v1alpha1.ConditionScalingActive, "True", "Scaling", "bound by 12 partitions of kafka_lag")
 	var hpa autoscalingv2.HorizontalPodAutoscaler
 	s.get(&hpa, fn.OwnedName())
 	if hpa.Spec.MaxReplicas != partitions {
@@ -117,7 +117,7 @@ func kafkaOutage(s *story) {
 			s.Logf("%s after the broker was told to stop, %s", since(stopped), told)
 		}
 	}
-	s.awaitCondition("outage", v1alpha1.ConditionMetricsAvailable, "False", "MetricUnknown", "kafka_lag", q.server(), "connection refused")
+	s.awaitConditionWithin(60*time.Second, "outage", v1alpha1.ConditionMetricsAvailable, "False", "MetricUnknown", "kafka_lag", q.server(), "connection refused")
 	if got, err := s.metric(s.Context(), "outage", v1alpha1.KafkaLag); err == nil {
 		s.Errorf("a lag of %v is served of a broker that is away", got)
 	}
@@ -126,7 +126,7 @@ func kafkaOutage(s *story) {
 	}
 
 	back := time.Now()
-	s.awaitCondition("outage", v1alpha1.ConditionMetricsAvailable, "True", "MetricsKnown")
+	s.awaitConditionWithin(60*time.Second, "outage", v1alpha1.ConditionMetricsAvailable, "True", "MetricsKnown")
 	s.Logf("%s after the broker was back, the metrics are available", since(back))
 	eventually(s.T, 90*time.Second, "every record to be read", func(ctx context.Context) string { return s.lagIs(ctx, "outage", 0) })
 	s.awaitPhase("outage", v1alpha1.Idle, 60*time.Second)

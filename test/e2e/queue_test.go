@@ -74,7 +74,7 @@ func scalesOnQueue(s *story) {
 		s.Fatal(err)
 	}
 	queue.set(0)
-	s.awaitCondition("worker", v1alpha1.ConditionMetricsAvailable, "False", "MetricUnknown", "queue_depth")
+	s.awaitConditionWithin(60*time.Second, "worker", v1alpha1.ConditionMetricsAvailable, "False", "MetricUnknown", "queue_depth")
 	always(s.T, 30*time.Second, "replicas while the depth is unknown", func(ctx context.Context) string {
 		if n := s.setReplicas(ctx, "worker"); n != 5 {
 			return fmt.Sprintf("%d, want 5", n)

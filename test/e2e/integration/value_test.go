@@ -85,7 +85,7 @@ func TestWakeByValue(t *testing.T) {
 		return ""
 	})
 	// Scaled to zero again until that stays: the scaler may have read the last depth a moment before.
-	eventually(t, 60*time.Second, "a zero by hand to stay", func(ctx context.Context) string {
+	eventually(t, 30*time.Second, "a zero by hand to stay", func(ctx context.Context) string {
 		if out, err := w.kubectl("-n", "default", "scale", "statefulset", name, "--replicas=0"); err != nil {
 			return out
 		}
