@@ -36,14 +36,21 @@ demo-down: cluster-down ## end what demo left running
 .PHONY: test
 test: ## everything: check, integration, benchmarks in small and, as root, the stories on a real cluster
 	@$(MAKE) check
-	@$(MAKE) integration
-	@$(MAKE) bench-short
-	@if [ "$$(id -u)" = 0 ] && [ "$$(uname -s)" = Linux ]; then $(MAKE) e2e; \
+	@$(CLUSTER) build -dir $(STATE)
+	@$(MAKE) servers bench-short
+	@.ci/beside $(LANES)
+	@if [ -n "$(HOST)" ]; then $(MAKE) stories SKIP='$(BESIDE)'; \
 	else \
 	  $(if $(RACE),,echo "NOT RUN: the race detector, which needs a C compiler. Run it with: sudo make unit";) \
 	  echo "NOT RUN: the cluster stories of test/e2e, which need root on Debian. Run them with: sudo make e2e"; \
 	  if [ "$${CI:-}" = true ]; then echo "CI=true: that is a failure."; exit 1; fi; \
 	fi
+
+# What mostly waits runs side by side, after what computes. Stories that are about moments, or that stop a part of Sluice,
+# have the machine for themselves afterwards.
+HOST   = $(shell [ "$$(id -u)" = 0 ] && [ "$$(uname -s)" = Linux ] && echo yes)
+BESIDE = TestStories/functions
+LANES  = 'integration-api $(if $(HOST),cluster-stories)' 'integration-servers' $(if $(HOST),'deploy stories RUN=$(BESIDE)')
 
 .PHONY: check
 check: verify lint unit ## what needs no cluster: generated files, lint, unit tests with -race
@@ -65,22 +72,44 @@ unit: compiler ## unit tests with the race detector
 	@for m in $(MODULES); do CGO_ENABLED=$(if $(RACE),1,0) go -C $$m test $(RACE) $(TESTFLAGS) ./...; done
 
 .PHONY: integration
-integration: ## real etcd, API server and HPA controller on loopback, no node, no root
+integration: integration-api integration-servers ## real API server, HPA controller, Prometheus and Kafka on loopback, no node, no root
+
+.PHONY: integration-api
+integration-api:
 	@$(CLUSTER) build -dir $(STATE)
 	@echo "== integration tests"
 	@go -C test/cluster test -count=1 -tags cluster -timeout 5m -run 'TestControlPlane|TestAggregation' $(TESTFLAGS) .
 	@go -C test/e2e test -count=1 -tags integration -timeout 10m $(TESTFLAGS) ./integration -args -state $(STATE)
+
+# Prometheus and Kafka, fetched once for all that run them.
+.PHONY: servers
+servers:
+	@go run ./test/prometheus/find -dir $(STATE)/prometheus
+	@go run ./test/kafka/find -dir $(STATE)/kafka
+
+.PHONY: integration-servers
+integration-servers: servers
+	@echo "== tests against Prometheus and Kafka"
 	@go test -count=1 -tags integration -timeout 8m $(TESTFLAGS) ./test/prometheus ./test/kafka -args -state $(STATE)
 
 .PHONY: e2e
 e2e: deploy ## the stories of test/e2e on the test cluster (root, Debian); RUN=regexp picks some
+	@$(MAKE) stories
+	$(if $(RUN),,@$(MAKE) cluster-stories)
+
+# Most of what runs side by side waits, so it is more than there are cores.
+.PHONY: stories
+stories: servers
 	@echo "== stories on the cluster"
-	@go run ./test/prometheus/find -dir $(STATE)/prometheus
-	@go run ./test/kafka/find -dir $(STATE)/kafka
 	@go -C test/e2e/prometheus-adapter build -o $(BUILD)/prometheus-adapter sigs.k8s.io/prometheus-adapter/cmd/adapter
 	@go -C test/e2e test -c -tags e2e -o $(BUILD)/e2e.test .
-	@$(INSIDE) $(BUILD)/e2e.test -test.v -test.count=1 -test.timeout 25m $(if $(RUN),-test.run '$(RUN)') -root $(ROOT)
-	$(if $(RUN),,@$(MAKE) cluster-stories)
+	@$(INSIDE) $(BUILD)/e2e.test -test.v -test.count=1 -test.timeout $(if $(SOAK),0,25m) -test.parallel 8 \
+	  $(if $(RUN),-test.run '$(RUN)') $(if $(SKIP),-test.skip '$(SKIP)') -root $(ROOT) $(if $(SOAK),-soak $(SOAK)) | tee $(STATE)/stories.log || \
+	  { .ci/failures $(STATE)/stories.log; exit 1; }
+
+.PHONY: soak
+soak: deploy ## SOAK=10m of 20 requests per second by every way in, asleep and awake: none fails, none comes twice (root, Debian)
+	@$(MAKE) stories RUN='TestStories/gate/Steady' SOAK=$(or $(SOAK),10m)
 
 .PHONY: cluster-stories
 cluster-stories: ## the test cluster itself: up, kill -9 of half of it, down, nothing left (root, Debian)
@@ -108,18 +137,49 @@ bench-pods: ## the adapter while it asks PODS=20000 pods, beside a bare HTTP cli
 	@cd test/bench && $(BUILD)/bench-pods -state $(STATE) -adapter $(BUILD)/adapter -out $(STATE)/bench \
 	  -pods $(or $(PODS),20000) -span $(or $(SECONDS),60)s -profiling $(or $(PROFILE),20s) $(if $(ROUNDS),-rounds $(ROUNDS))
 
+.PHONY: bench-kafka
+bench-kafka: ## the lag of GROUPS=1000 on TOPICS=200, beside a client each for TRIGGERS=100 of them, for SECONDS=60 each; no root
+	@go -C test/bench build -o $(BUILD)/bench-kafka ./kafka
+	@go -C test/bench build -o $(BUILD)/bench-kafka-usual ./kafka/usual
+	@mkdir -p $(STATE)/bench
+	@cd test/bench && $(BUILD)/bench-kafka -state $(STATE) -usual $(BUILD)/bench-kafka-usual \
+	  -groups $(or $(GROUPS),1000) -topics $(or $(TOPICS),200) -triggers $(or $(TRIGGERS),100) -span $(or $(SECONDS),60)s \
+	  -profile $(STATE)/bench/kafka-cpu.pprof -profiling $(or $(PROFILE),20s)
+
+.PHONY: bench-activator
+bench-activator: ## the activator beside its floors: warm (ROUNDS=10, SPAN=4s, RATE=1000), HELD=10000, WAKES=500, then bench-cold (root)
+	@$(MAKE) bench-gate
+	@$(MAKE) bench-cold
+
+.PHONY: bench-gate
+bench-gate: PARTS ?= warm,held,wakes
+bench-gate: ## bench-activator without its cold part, which needs a cluster; PARTS=warm,held,wakes, PROFILE=10s for a profile (root)
+	@$(CLUSTER) build -dir $(STATE)
+	@go build -o $(BUILD)/activator ./cmd/activator
+	@go -C test/bench build -o $(BUILD)/bench-activator ./activator
+	@cd test/bench && $(BUILD)/bench-activator -state $(STATE) -activator $(BUILD)/activator -out $(STATE)/bench \
+	  -parts $(PARTS) -rounds $(or $(ROUNDS),10) -span $(or $(SPAN),4s) -rate $(or $(RATE),1000) \
+	  -held $(or $(HELD),10000) -wakes $(or $(WAKES),500) $(if $(PROFILE),-profiling $(PROFILE))
+
+.PHONY: bench-cold
+bench-cold: deploy ## cold starts on the test cluster beside a bare write of the scale, COLDS=12 of each (root, Debian)
+	@go -C test/bench build -o $(BUILD)/bench-activator ./activator
+	@$(INSIDE) $(BUILD)/bench-activator -role cold -kubeconfig $$KUBECONFIG -audit $(STATE)/logs/audit.log -colds $(or $(COLDS),12)
+
 .PHONY: bench-short
 bench-short: ## the benchmarks in small, to see that they run
 	@echo "== benchmarks in small: their figures mean nothing"
 	@$(MAKE) bench-adapter FUNCTIONS=100 READS=500 IDLE=3s PROFILE=1s
+	@$(MAKE) bench-kafka GROUPS=20 TRIGGERS=20 TOPICS=5 SECONDS=4 PROFILE=1s
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) bench-pods PODS=200 SECONDS=5 PROFILE=1s; \
-	else echo "NOT RUN: the adapter beside many pods, which needs root. Run it with: sudo make bench-pods"; fi
+	  $(MAKE) bench-gate ROUNDS=1 SPAN=1s RATE=200 HELD=200 WAKES=20; \
+	else echo "NOT RUN: the adapter beside many pods, and the activator, which need root. Run them with: sudo make bench-pods bench-gate"; fi
 
 .PHONY: lint
 lint: ## golangci-lint over every module
 	@echo "== lint (the first run compiles golangci-lint, which takes minutes)"
 	@mkdir -p $(BUILD) && $(TOOL) -n golangci-lint >/dev/null
-	@for m in $(MODULES); do echo "lint $$m"; (cd $$m && $(TOOL) golangci-lint run --config $(ROOT)/.golangci.yml --build-tags e2e,integration,cluster ./...); done
+	@for m in $(MODULES); do echo "lint $$m"; (cd $$m && $(TOOL) golangci-lint run --allow-parallel-runners --config $(ROOT)/.golangci.yml --build-tags e2e,integration,cluster ./...); done
 
 ##@ Generate
 .PHONY: generate

@@ -3,9 +3,14 @@
 //
 // A request enters by one of two doors: the gate port that belongs to one function alone (gate.go), or the shared door
 // that is routed by Host (door.go). Both end in proxy.serve (forward.go), which counts the request from first byte in
-// to last byte out (stats.go) and forwards it to a pod of the function's snapshot (pods.go). Where there is none, the
-// request is held (hold.go) while one goroutine per function patches the workload's scale (wake.go). The routing table
-// (routes.go) is fed by two watches (watch.go). Everything that the gate answers by itself is in answers.go.
+// to last byte out (stats.go) and finds it a pod (reach.go) of the function's snapshot (pods.go): one without a body is
+// forwarded by the shortest way (plain.go, podconn.go), the others by httputil.ReverseProxy. Where there is none, the
+// request is held (hold.go) while one goroutine per function patches the workload's scale (wake.go), watches for pods that
+// come of it (scout.go) and probes them (probe.go). The routing table (routes.go) is fed by two watches (watch.go). Everything that the gate answers by itself is in answers.go, and what
+// Functions have answered in place of that in instead.go.
+//
+// Under a concurrency.limit each pod belongs to one activator (share.go), which has asked the others for it (claims.go,
+// peers.go), and to which they hand requests on (handon.go).
 //
 // A warm request makes no API call, takes no lock but its own function's counters, and allocates no proxy.
 package activator
@@ -35,8 +40,15 @@ type Options struct {
 	// Namespace is where Sluice runs; the activator names it in its log and watches Functions in all namespaces.
 	// Default sluice-system.
 	Namespace string
+	// PodName is the name of the pod that this activator runs in, by which it finds itself behind the Service of the
+	// activators. Where it does not, those pods of functions with a concurrency limit that are its own get no requests.
+	// Default "", none.
+	PodName string
 	// DoorAddr is the address of the shared door, which is routed by Host. Default ":8080".
 	DoorAddr string
+	// DoorTLSAddr is the address at which the shared door speaks TLS, to hosts whose Functions name a certificate. Default
+	// ":8443".
+	DoorTLSAddr string
 	// AdminAddr is the address of /metrics, /healthz and /readyz. Default ":9090".
 	AdminAddr string
 	// GateAddr is the host part of the gate ports; the ports come from the Functions' status. Default "", all
@@ -55,9 +67,11 @@ type Options struct {
 	PatchTimeout time.Duration
 	// DialTimeout bounds one attempt to connect to a pod. Default 2s.
 	DialTimeout time.Duration
-	// Listening, if set, is called once with the addresses of the shared door and the admin listener when both stand,
-	// for callers that asked for port 0.
-	Listening func(door, admin net.Addr)
+	// Traces say where the spans of requests go. Default nil: none is made, and what clients say of theirs passes as it came.
+	Traces *TraceOptions
+	// Listening, if set, is called once with the addresses of the shared door, in the clear and over TLS, and of the admin
+	// listener when all stand, for callers that asked for port 0.
+	Listening func(door, doorTLS, admin net.Addr)
 }
 
 // DefaultOptions are the defaults of every option that has one.
@@ -66,6 +80,7 @@ func DefaultOptions() Options { return Options{}.withDefaults() }
 func (o Options) withDefaults() Options {
 	o.Namespace = cmp.Or(o.Namespace, v1alpha1.SystemNamespace)
 	o.DoorAddr = cmp.Or(o.DoorAddr, ":8080")
+	o.DoorTLSAddr = cmp.Or(o.DoorTLSAddr, ":8443")
 	o.AdminAddr = cmp.Or(o.AdminAddr, ":9090")
 	o.MaxHeld = cmp.Or(o.MaxHeld, 10000)
 	o.DrainDelay = cmp.Or(o.DrainDelay, 8*time.Second)
@@ -89,6 +104,9 @@ func (o Options) validate() error {
 			return fmt.Errorf("options of the activator: %s %s must not be negative", name, d)
 		}
 	}
+	if o.Traces != nil {
+		return o.Traces.validate()
+	}
 	return nil
 }
 
@@ -109,7 +127,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	defer a.close()
+	defer a.close(ctx)
 	return a.run(ctx)
 }
 
@@ -123,10 +141,15 @@ type activator struct {
 	gates   *gates
 	watcher *watcher
 	scale   *scaleClient
+	pods    *podClient
+	secrets *secretClient
 	admin   *http.Server
+	certs   *certs
 	doorLn  net.Listener
+	tlsLn   net.Listener
 	adminLn net.Listener
 	ready   atomic.Bool
+	synced  atomic.Bool // the table knows what there is
 }
 
 func newActivator(ctx context.Context, o Options) (*activator, error) {
@@ -136,35 +159,60 @@ func newActivator(ctx context.Context, o Options) (*activator, error) {
 		return nil, err
 	}
 	a.proxy = newProxy(a.log, a.metrics, a.scale, o)
-	a.gates = newGates(a.log, a.metrics, o.GateAddr, a.proxy)
-	a.table = newTable(a.gates.assign)
-	a.metrics.functions.table = a.table
-	if a.watcher, err = newWatcher(ctx, o.RestConfig, a.table); err != nil {
-		a.close()
+	if o.Traces != nil {
+		a.proxy.traces = newTracing(ctx, a.log, a.metrics, o.Traces, spanDelay)
+	}
+	if a.pods, err = newPodClient(o.RestConfig); err != nil {
+		a.close(ctx)
 		return nil, err
 	}
-	a.admin = newAdminServer(a.log, a.metrics, &a.ready)
+	a.proxy.podReader = a.pods
+	a.gates = newGates(a.log, a.metrics, o.GateAddr, a.proxy)
+	a.table = newTable(a.gates.assign, a.proxy.peers)
+	a.metrics.functions.table = a.table
+	if a.secrets, err = newSecretClient(o.RestConfig); err != nil {
+		a.close(ctx)
+		return nil, err
+	}
+	a.certs = newCerts(a.log, a.metrics, a.secrets, a.table, o.Namespace)
+	if a.watcher, err = newWatcher(ctx, o.RestConfig, a.table); err != nil {
+		a.close(ctx)
+		return nil, err
+	}
 	var lc net.ListenConfig
 	if a.doorLn, err = lc.Listen(ctx, "tcp", o.DoorAddr); err != nil {
-		a.close()
+		a.close(ctx)
 		return nil, fmt.Errorf("open the shared door: %w", err)
 	}
+	if a.tlsLn, err = lc.Listen(ctx, "tcp", o.DoorTLSAddr); err != nil {
+		a.close(ctx)
+		return nil, fmt.Errorf("open the shared door for TLS: %w", err)
+	}
 	if a.adminLn, err = lc.Listen(ctx, "tcp", o.AdminAddr); err != nil {
-		a.close()
+		a.close(ctx)
 		return nil, fmt.Errorf("open the admin address: %w", err)
 	}
 	return a, nil
 }
 
 // close releases what outlives run; listeners that were served are closed already, and closing them again is harmless.
-func (a *activator) close() {
-	for _, ln := range []net.Listener{a.doorLn, a.adminLn} {
+func (a *activator) close(ctx context.Context) {
+	for _, ln := range []net.Listener{a.doorLn, a.tlsLn, a.adminLn} {
 		if ln != nil {
 			_ = ln.Close()
 		}
 	}
-	a.proxy.transport.CloseIdleConnections()
+	a.proxy.close()
+	if a.proxy.traces != nil {
+		a.proxy.traces.close(ctx)
+	}
 	a.scale.close()
+	if a.pods != nil {
+		a.pods.close()
+	}
+	if a.secrets != nil {
+		a.secrets.close()
+	}
 	if a.watcher != nil {
 		a.watcher.close()
 	}
@@ -172,7 +220,7 @@ func (a *activator) close() {
 
 func (a *activator) run(ctx context.Context) error {
 	if a.opts.Listening != nil {
-		a.opts.Listening(a.doorLn.Addr(), a.adminLn.Addr())
+		a.opts.Listening(a.doorLn.Addr(), a.tlsLn.Addr(), a.adminLn.Addr())
 	}
 	// Only the wish to stop comes from ctx. What a drain needs goes on: requests in flight, and the watch by which held
 	// ones learn of pods.
@@ -185,14 +233,25 @@ func (a *activator) run(ctx context.Context) error {
 	defer stopGates()
 
 	group, gctx := errgroup.WithContext(ctx)
+	handOns := newHandOns(serveCtx, a.log, a.table, a.proxy)
+	a.admin = newAdminServer(a.log, a.metrics, &a.ready, handOns.register(a.synced.Load))
 	group.Go(func() error { return serve(a.admin, a.adminLn) })
 	group.Go(func() error { return a.watcher.run(watchCtx) })
+	group.Go(func() error {
+		a.scale.keepOpen(watchCtx, keepOpenInterval)
+		return nil
+	})
 
 	door := newServer(serveCtx, a.log, newDoor(a.table, a.proxy))
+	doorTLS := newTLSServer(serveCtx, a.log, door.Handler, a.certs)
 	var gates sync.WaitGroup
 	serving := false
 	if a.watcher.waitSynced(gctx) {
+		a.synced.Store(true)
+		group.Go(func() error { return serve(handOns.server, handOns) })
 		group.Go(func() error { return serve(door, a.doorLn) })
+		group.Go(func() error { return serve(doorTLS, a.tlsLn) })
+		gates.Go(func() { a.certs.run(gatesCtx) })
 		gates.Go(func() { a.gates.run(gatesCtx, serveCtx) })
 		if serving = a.gates.waitStanding(gctx); serving {
 			a.ready.Store(true)
@@ -209,7 +268,7 @@ func (a *activator) run(ctx context.Context) error {
 	}
 	stopGates()
 	gates.Wait()
-	a.finish(base, door, cutOff)
+	a.finish(base, []*http.Server{door, doorTLS, handOns.server}, cutOff)
 	stopWatching()
 	adminCtx, cancel := context.WithTimeout(base, hardStop)
 	defer cancel()
@@ -221,32 +280,59 @@ func (a *activator) run(ctx context.Context) error {
 
 // finish stops accepting and waits for requests that are held or in flight, DrainTimeout at most; then it cuts off
 // the rest. Afterwards no handler and no waker runs.
-func (a *activator) finish(ctx context.Context, door *http.Server, cutOff context.CancelCauseFunc) {
+func (a *activator) finish(ctx context.Context, doors []*http.Server, cutOff context.CancelCauseFunc) {
 	shutdown := func(timeout time.Duration) bool {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		var wg sync.WaitGroup
-		var doorErr, gatesErr error
-		wg.Go(func() { doorErr = door.Shutdown(ctx) })
+		var gatesErr error
+		doorErrs := make([]error, len(doors))
+		for i, door := range doors {
+			wg.Go(func() { doorErrs[i] = door.Shutdown(ctx) })
+		}
 		wg.Go(func() { gatesErr = a.gates.shutdown(ctx) })
 		wg.Wait()
 		// Shutdown does not know of connections that were upgraded; the proxy's own count does.
-		return errors.Join(doorErr, gatesErr, a.proxy.waitInactive(ctx)) == nil
+		return errors.Join(errors.Join(doorErrs...), gatesErr, a.proxy.waitInactive(ctx)) == nil
 	}
 	if !shutdown(a.opts.DrainTimeout) {
 		a.log.Info("cutting off requests that outlast the drain", "requests", a.proxy.active.Load())
 		cutOff(errStopping)
 		shutdown(hardStop)
-		_ = door.Close()
+		for _, door := range doors {
+			_ = door.Close()
+		}
 		a.gates.close()
 	}
 	cutOff(nil)
+	for _, fn := range a.table.all() {
+		fn.queue.want(time.Time{}) // who was given a placeholder comes back to another activator
+	}
 	a.proxy.wakers.Wait()
+}
+
+// waitInactive waits until no request is in serve. It is for the drain, when no new ones can come: it looks, so that
+// the warm path pays for one atomic counter and no more.
+func (p *proxy) waitInactive(ctx context.Context) error {
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	for p.active.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+	}
+	return nil
 }
 
 // serve runs srv on ln until it is shut down.
 func serve(srv *http.Server, ln net.Listener) error {
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+	listen := srv.Serve
+	if srv.TLSConfig != nil {
+		listen = func(ln net.Listener) error { return srv.ServeTLS(ln, "", "") }
+	}
+	if err := listen(ln); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve %s: %w", ln.Addr(), err)
 	}
 	return nil

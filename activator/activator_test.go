@@ -3,6 +3,7 @@ package activator
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,9 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -31,6 +35,8 @@ type api struct {
 	objects map[string]map[string]any // by resource and name
 	watches map[string][]chan watchEvent
 	patches int
+
+	secrets map[string]*corev1.Secret // by name; not written to
 }
 
 type watchEvent struct {
@@ -45,6 +51,7 @@ func newAPI(t *testing.T) *api {
 		objects: map[string]map[string]any{"functions": {}, "endpointslices": {}}, watches: map[string][]chan watchEvent{},
 	}
 	a.Server = httptest.NewServer(a)
+	t.Cleanup(a.Close) // after what start has started has ended
 	return a
 }
 
@@ -74,6 +81,10 @@ func (a *api) set(obj metav1.Object) {
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	resource := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
+	if strings.Contains(r.URL.Path, "/secrets/") {
+		a.secret(w, resource)
+		return
+	}
 	switch {
 	case r.Method == http.MethodPatch:
 		a.mu.Lock()
@@ -90,6 +101,15 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		a.list(w, resource)
 	}
+}
+
+func (a *api) secret(w http.ResponseWriter, name string) {
+	if s := a.secrets[name]; s != nil {
+		_ = json.NewEncoder(w).Encode(s)
+		return
+	}
+	w.WriteHeader(http.StatusNotFound)
+	_, _ = io.WriteString(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404}`)
 }
 
 func (a *api) list(w io.Writer, resource string) {
@@ -132,6 +152,7 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request, resource string) {
 // running is an activator that Run runs.
 type running struct {
 	door, admin string
+	doorTLS     string // host:port
 	stop        context.CancelFunc
 	ended       chan error
 }
@@ -143,15 +164,23 @@ func start(t *testing.T, a *api, change func(*Options)) *running {
 	listening := make(chan struct{})
 	o := Options{
 		RestConfig: &rest.Config{Host: a.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}},
-		DoorAddr:   "127.0.0.1:0", AdminAddr: "127.0.0.1:0", GateAddr: "127.0.0.1",
+		DoorAddr:   "127.0.0.1:0", DoorTLSAddr: "127.0.0.1:0", AdminAddr: "127.0.0.1:0", GateAddr: "127.0.0.1",
 		DrainDelay: 50 * time.Millisecond, DrainTimeout: 10 * time.Second,
-		Listening: func(door, admin net.Addr) {
-			r.door, r.admin = "http://"+door.String(), "http://"+admin.String()
+		Listening: func(door, doorTLS, admin net.Addr) {
+			r.door, r.doorTLS, r.admin = "http://"+door.String(), doorTLS.String(), "http://"+admin.String()
 			close(listening)
 		},
 	}
 	change(&o)
-	go func() { r.ended <- Run(ctx, o) }()
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		r.ended <- Run(ctx, o)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-over
+	})
 	select {
 	case <-listening:
 	case err := <-r.ended:
@@ -192,7 +221,6 @@ func noLeaks(t *testing.T) {
 func TestFromAsleepToDrained(t *testing.T) {
 	noLeaks(t)
 	a := newAPI(t)
-	defer a.Close()
 	entered, finish := make(chan struct{}), make(chan struct{})
 	pod := newPod(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
@@ -250,7 +278,6 @@ func TestFromAsleepToDrained(t *testing.T) {
 func TestDrainGoesOnAcceptingAndWakesWhatIsHeld(t *testing.T) {
 	noLeaks(t)
 	a := newAPI(t)
-	defer a.Close()
 	pod := newPod(t, echo)
 	port := freePort(t)
 	a.set(newTestFunction("hello", gatePort(port)))
@@ -273,10 +300,52 @@ func TestDrainGoesOnAcceptingAndWakesWhatIsHeld(t *testing.T) {
 	r.wait(t)
 }
 
+// HTTP/2 in the drain: idle connections go, and streams end when they end.
+func TestDrainWaitsForStreams(t *testing.T) {
+	noLeaks(t)
+	a := newAPI(t)
+	port := freePort(t)
+	a.set(newTestFunction("hello", gatePort(port)))
+	a.set(newSlice("hello", 0, newGRPCPod(t), true))
+	r := start(t, a, func(*Options) {})
+	eventually(t, "it is ready", func() bool { return r.status(t, "/readyz") == http.StatusOK })
+	address := fmt.Sprint("127.0.0.1:", port)
+	idle := grpcDial(t, address, "")
+	if got := unary(t.Context(), idle, "x"); got.Code != codes.OK {
+		t.Fatalf("got %+v", got)
+	}
+	stream, err := grpcDial(t, address, "").NewStream(t.Context(), &grpcService.Streams[0], "/test.Echo/Chat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	say := func() {
+		t.Helper()
+		if err := errors.Join(stream.SendMsg(&text{Value: "1 word"}), stream.RecvMsg(&text{})); err != nil {
+			t.Error(err)
+		}
+	}
+	say()
+	r.stop()
+	eventually(t, "the port is closed", func() bool { return owner(port) == "" })
+	eventually(t, "the idle client is told", func() bool { return idle.GetState() != connectivity.Ready })
+	say()
+	select {
+	case err := <-r.ended:
+		t.Fatalf("Run ended (%v) with a stream open", err)
+	default:
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.RecvMsg(&text{}); !errors.Is(err, io.EOF) {
+		t.Errorf("got %v, want the end", err)
+	}
+	r.wait(t)
+}
+
 func TestDrainCutsOffWhatOutlastsIt(t *testing.T) {
 	noLeaks(t)
 	a := newAPI(t)
-	defer a.Close()
 	pod := newPod(t, func(w http.ResponseWriter, _ *http.Request) {
 		conn, rw, err := http.NewResponseController(w).Hijack()
 		if err != nil {
@@ -346,7 +415,8 @@ func TestOptions(t *testing.T) {
 		{"negative duration", Options{RestConfig: cfg, DrainDelay: -1}, "DrainDelay"},
 		{"negative bound", Options{RestConfig: cfg, MaxHeld: -1}, "MaxHeld"},
 		{"door taken", Options{RestConfig: cfg, DoorAddr: taken.Addr().String()}, "open the shared door"},
-		{"admin taken", Options{RestConfig: cfg, DoorAddr: "127.0.0.1:0", AdminAddr: taken.Addr().String()}, "open the admin address"},
+		{"admin taken", Options{RestConfig: cfg, DoorAddr: "127.0.0.1:0", DoorTLSAddr: "127.0.0.1:0", AdminAddr: taken.Addr().String()}, "open the admin address"},
+		{"TLS door taken", Options{RestConfig: cfg, DoorAddr: "127.0.0.1:0", DoorTLSAddr: taken.Addr().String()}, "open the shared door for TLS"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			noLeaks(t)

@@ -25,7 +25,7 @@ func (d *discard) Write(b []byte) (int, error) { d.bytes += len(b); return io.Di
 // BenchmarkMetrics10kFunctions is one answer to a scrape of an activator with 10,000 functions that have had requests:
 // "full" where a figure has changed, "unchanged" where none has.
 func BenchmarkMetrics10kFunctions(b *testing.B) {
-	functions := newTable(func(int32, *function) {})
+	functions := newTable(func(int32, *function) {}, newPeers(newMetrics(), Options{}))
 	for i := range 10_000 {
 		obj := newTestFunction(fmt.Sprintf("function-%05d", i))
 		functions.setFunction(obj)

@@ -1,12 +1,9 @@
 package activator
 
 import (
-	"fmt"
-	"io"
+	"context"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"syscall"
 	"testing"
 
@@ -14,54 +11,46 @@ import (
 )
 
 // BenchmarkWarm compares a warm request through the gate with one through the least that net/http/httputil needs, in
-// the same run: go test -run - -bench Warm -benchmem ./activator. cpu-ns/op is of the whole process, the client and the
-// pod included; unlike ns/op it can be read on a busy machine.
+// the same run: go test -run - -bench Warm -benchmem ./activator. cpu-ns/op is of the whole process, of which the client
+// and the pod are as little as can be; unlike ns/op it can be read on a busy machine. `make bench-gate PARTS=warm` measures
+// the same between processes.
 func BenchmarkWarm(b *testing.B) {
-	pod := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "hello") }))
-	defer pod.Close()
-	target, err := url.Parse(pod.URL)
-	if err != nil {
-		b.Fatal(err)
-	}
-
-	tb := newTable(func(int32, *function) {})
-	tb.setFunction(newTestFunction("hello"))
-	tb.setSlice(newSlice("hello", 0, target.Host, true))
-	p := newProxy(logr.Discard(), newMetrics(), nil, DefaultOptions())
-	defer p.transport.CloseIdleConnections()
-
+	pod := warmPod(b)
+	gate, minimal := warmSubjects(b, pod)
+	bound, _ := warmSubjects(b, pod, limited(1000))
 	for _, bb := range []struct {
-		name    string
-		handler http.Handler
+		name   string
+		server func() *http.Server
 	}{
-		{"gate", gateHandler(tb.functions[newTestFunction("hello").Key()], p)},
-		{"ReverseProxy", &httputil.ReverseProxy{
-			Rewrite:   func(pr *httputil.ProxyRequest) { pr.SetURL(target) },
-			Transport: p.transport,
-		}},
+		{"direct", nil},
+		{"gate", func() *http.Server { return newServer(context.Background(), logr.Discard(), gate) }},
+		{"gate with a limit", func() *http.Server { return newServer(context.Background(), logr.Discard(), bound) }},
+		{"ReverseProxy", func() *http.Server { return &http.Server{Handler: minimal} }},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
-			front := httptest.NewServer(bb.handler)
-			defer front.Close()
-			client := &http.Transport{MaxIdleConnsPerHost: 64}
-			defer client.CloseIdleConnections()
+			address := pod
+			if bb.server != nil {
+				front := httptest.NewUnstartedServer(nil)
+				front.Config = bb.server()
+				front.Start()
+				defer front.Close()
+				address = front.Listener.Addr().String()
+			}
 			b.ReportAllocs()
 			b.SetParallelism(16)
 			before := cpuTime(b)
 			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					req, err := http.NewRequestWithContext(b.Context(), http.MethodGet, front.URL, nil)
-					if err != nil {
+				c, err := dialWarm(b.Context(), address)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				defer c.conn.Close()
+				for request := []byte(warmRequest); pb.Next(); {
+					if err := c.ask(request); err != nil {
 						b.Error(err)
 						return
 					}
-					res, err := client.RoundTrip(req)
-					if err != nil {
-						b.Error(err)
-						return
-					}
-					_, _ = io.Copy(io.Discard, res.Body)
-					res.Body.Close()
 				}
 			})
 			b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "cpu-ns/op")

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -18,17 +19,25 @@ const (
 	maxReopen   = 30 * time.Second
 )
 
-// gates keeps a listener open for every gate port. A port always stands for one function: when its owner changes, the
-// server is closed and another opened, so that no kept connection reaches the wrong function.
+// gateLinger is how long a port goes on serving a function that has left it, and kept connections outlive a change of what
+// a port serves. By then kube-proxy leads nobody there any more, and a client that used its connection meanwhile was told to
+// make another one.
+const gateLinger = 10 * time.Second
+
+// gates keeps a listener open for every gate port. A port always stands for one function: when its owner changes, another
+// server takes over the listener, so that no connection is refused and no kept one reaches the wrong function.
 type gates struct {
 	log     logr.Logger
 	metrics *metrics
 	host    string
 	proxy   *proxy
+	linger  time.Duration // gateLinger, but for tests
 
 	kick     chan struct{} // tells run that dirty is not empty; holds one
 	standing chan struct{} // closed when every port known at the start of run was tried
 	closing  sync.WaitGroup
+	ending   chan struct{} // closed by the first end
+	ended    sync.Once
 
 	mu    sync.Mutex // protects following
 	want  map[int32]*function
@@ -37,18 +46,52 @@ type gates struct {
 	open map[int32]*gate // run's alone, then shutdown's
 }
 
-// gate is one open port.
+// gate is one open port and what serves it.
 type gate struct {
-	fn     *function
-	ln     net.Listener
-	server *http.Server
-	served chan struct{} // closed when the server has stopped accepting
+	fn      *function
+	tcp     bool // opaque TCP, not HTTP
+	ln      *net.TCPListener
+	server  portServer
+	lease   *lease
+	served  chan struct{} // closed when the server has stopped accepting
+	leaving atomic.Bool   // answers ask clients to close their connections
+	until   time.Time     // when the port closes, unless somebody has it again; zero for not
+}
+
+// portServer is an http.Server or a tcpServer. Serve returns http.ErrServerClosed after one of the others was called.
+type portServer interface {
+	Serve(ln net.Listener) error
+	Shutdown(ctx context.Context) error
+	Close() error
+}
+
+// lease is one server's use of a port's listener. To close it ends the server's accepting and leaves the port open:
+// connections that come meanwhile wait for the next server.
+type lease struct {
+	*net.TCPListener
+	ended atomic.Bool
+}
+
+func (t *lease) Accept() (net.Conn, error) {
+	conn, err := t.TCPListener.Accept()
+	if err != nil && t.ended.Load() {
+		return nil, net.ErrClosed
+	}
+	return conn, err
+}
+
+// Close does nothing the second time, when the listener is another's.
+func (t *lease) Close() error {
+	if t.ended.Swap(true) {
+		return nil
+	}
+	return t.SetDeadline(time.Unix(1, 0))
 }
 
 func newGates(log logr.Logger, m *metrics, host string, p *proxy) *gates {
 	return &gates{
-		log: log, metrics: m, host: host, proxy: p,
-		kick: make(chan struct{}, 1), standing: make(chan struct{}),
+		log: log, metrics: m, host: host, proxy: p, linger: gateLinger,
+		kick: make(chan struct{}, 1), standing: make(chan struct{}), ending: make(chan struct{}),
 		want: map[int32]*function{}, dirty: map[int32]bool{}, open: map[int32]*gate{},
 	}
 }
@@ -91,8 +134,6 @@ type retry struct {
 // run opens and closes ports until ctx ends; the ports then open stay so, for shutdown. Requests run under serveCtx.
 func (g *gates) run(ctx, serveCtx context.Context) {
 	failed := map[int32]retry{}
-	tick := time.NewTimer(0)
-	defer tick.Stop()
 	for first := true; ; first = false {
 		for port, fn := range g.takeDirty() {
 			delete(failed, port)
@@ -103,63 +144,127 @@ func (g *gates) run(ctx, serveCtx context.Context) {
 				g.bring(serveCtx, port, r.fn, failed)
 			}
 		}
+		g.closeLeft(serveCtx)
 		g.metrics.gatesFailed.Set(float64(len(failed)))
 		if first {
 			close(g.standing)
 		}
-		tick.Reset(firstReopen)
-		wait := tick.C
-		if len(failed) == 0 {
-			wait = nil
+		var due <-chan time.Time
+		var timer *time.Timer
+		if at := g.nextDue(failed); !at.IsZero() {
+			timer = time.NewTimer(time.Until(at))
+			due = timer.C
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-g.kick:
-		case <-wait:
+		case <-due:
+		}
+		if timer != nil {
+			timer.Stop()
 		}
 	}
 }
 
-// bring makes port stand for fn, or close if fn is nil.
-func (g *gates) bring(serveCtx context.Context, port int32, fn *function, failed map[int32]retry) {
-	if cur := g.open[port]; cur != nil {
-		if cur.fn == fn {
-			return
+// nextDue is when the first port is to be tried again or to be closed; zero for none.
+func (g *gates) nextDue(failed map[int32]retry) time.Time {
+	var first time.Time
+	sooner := func(at time.Time) {
+		if !at.IsZero() && (first.IsZero() || at.Before(first)) {
+			first = at
 		}
-		delete(g.open, port)
-		g.retire(serveCtx, cur)
 	}
+	for _, r := range failed {
+		sooner(r.at)
+	}
+	for _, gt := range g.open {
+		sooner(gt.until)
+	}
+	return first
+}
+
+// closeLeft closes the ports that were left long enough ago.
+func (g *gates) closeLeft(serveCtx context.Context) {
+	for port, gt := range g.open {
+		if !gt.until.IsZero() && !time.Now().Before(gt.until) {
+			delete(g.open, port)
+			_ = gt.ln.Close()
+			<-gt.served
+			g.retire(serveCtx, gt, 0)
+		}
+	}
+}
+
+// bring makes port stand for fn, or close in a while if fn is nil.
+func (g *gates) bring(serveCtx context.Context, port int32, fn *function, failed map[int32]retry) {
+	cur := g.open[port]
 	if fn == nil {
+		if cur != nil {
+			cur.leaving.Store(true)
+			cur.until = time.Now().Add(g.linger)
+		}
+		return
+	}
+	tcp := fn.object.Load().IsTCP()
+	if cur != nil && cur.fn == fn && cur.tcp == tcp {
+		cur.leaving.Store(false)
+		cur.until = time.Time{}
 		return
 	}
 	log := g.log.WithValues("namespace", fn.key.Namespace, "function", fn.key.Name, "port", port)
-	var lc net.ListenConfig
-	ln, err := lc.Listen(serveCtx, "tcp", net.JoinHostPort(g.host, strconv.Itoa(int(port))))
-	if err != nil {
-		delay := min(max(2*failed[port].delay, firstReopen), maxReopen)
-		failed[port] = retry{fn: fn, at: time.Now().Add(delay), delay: delay}
-		g.metrics.gateErrors.Inc()
-		log.Error(err, "cannot open gate port; trying again", "delay", delay)
-		return
+	gt := &gate{fn: fn, tcp: tcp, served: make(chan struct{})}
+	if cur != nil {
+		gt.ln = g.takeOver(serveCtx, cur)
+	} else {
+		var lc net.ListenConfig
+		ln, err := lc.Listen(serveCtx, "tcp", net.JoinHostPort(g.host, strconv.Itoa(int(port))))
+		if err != nil {
+			delay := min(max(2*failed[port].delay, firstReopen), maxReopen)
+			failed[port] = retry{fn: fn, at: time.Now().Add(delay), delay: delay}
+			g.metrics.gateErrors.Inc()
+			log.Error(err, "cannot open gate port; trying again", "delay", delay)
+			return
+		}
+		gt.ln = ln.(*net.TCPListener)
 	}
 	delete(failed, port)
-	gt := &gate{fn: fn, ln: ln, server: newServer(serveCtx, g.log, gateHandler(fn, g.proxy)), served: make(chan struct{})}
+	if tcp {
+		gt.server = newTCPServer(serveCtx, fn, g.proxy)
+	} else {
+		gt.server = newServer(serveCtx, g.log, gateHandler(gt, g.proxy))
+	}
+	gt.lease = &lease{TCPListener: gt.ln}
 	g.open[port] = gt
 	g.closing.Go(func() {
 		defer close(gt.served)
-		if err := gt.server.Serve(ln); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+		if err := gt.server.Serve(gt.lease); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			log.Error(err, "gate port stopped accepting")
 		}
 	})
 	log.V(1).Info("opened gate port")
 }
 
-// retire closes the port at once and lets the requests that came by it finish, until ctx ends.
-func (g *gates) retire(ctx context.Context, gt *gate) {
-	_ = gt.ln.Close() // the port must be free for its next owner
+// takeOver ends gt's accepting and returns its listener, open. The connections that gt has go on for a while.
+func (g *gates) takeOver(serveCtx context.Context, gt *gate) *net.TCPListener {
+	_ = gt.lease.Close()
 	<-gt.served
+	_ = gt.ln.SetDeadline(time.Time{})
+	gt.leaving.Store(true)
+	g.retire(serveCtx, gt, g.linger)
+	return gt.ln
+}
+
+// retire lets the requests finish that came by gt, which accepts no more, until ctx ends. Connections without a request
+// are kept for linger.
+func (g *gates) retire(ctx context.Context, gt *gate, linger time.Duration) {
 	g.closing.Go(func() {
+		timer := time.NewTimer(linger)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-g.ending:
+		}
 		if gt.server.Shutdown(ctx) != nil {
 			_ = gt.server.Close()
 		}
@@ -181,6 +286,7 @@ func (g *gates) waitStanding(ctx context.Context) bool {
 func (g *gates) shutdown(ctx context.Context) error {
 	var wg sync.WaitGroup
 	errs := make(chan error, len(g.open))
+	g.end()
 	for _, gt := range g.open {
 		wg.Go(func() { errs <- gt.server.Shutdown(ctx) })
 	}
@@ -191,6 +297,14 @@ func (g *gates) shutdown(ctx context.Context) error {
 		all = append(all, err)
 	}
 	return errors.Join(all...)
+}
+
+// end closes every port, and has nothing linger any more.
+func (g *gates) end() {
+	g.ended.Do(func() { close(g.ending) })
+	for _, gt := range g.open {
+		_ = gt.ln.Close()
+	}
 }
 
 // wait waits until no port accepts and no retired one has a request, or until ctx ends.
@@ -210,6 +324,7 @@ func (g *gates) wait(ctx context.Context) error {
 
 // close cuts every connection that shutdown left. The requests' context must have ended.
 func (g *gates) close() {
+	g.end()
 	for _, gt := range g.open {
 		_ = gt.server.Close()
 	}
@@ -218,13 +333,14 @@ func (g *gates) close() {
 
 // gateHandler serves the port of one function. A probe asks whether the data path of a Service leads here; it is
 // answered by the gate itself, whatever the function's state, and is not traffic.
-func gateHandler(fn *function, p *proxy) http.Handler {
+func gateHandler(gt *gate, p *proxy) http.Handler {
+	fn := gt.fn
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodOptions && r.RequestURI == "*" && r.Header.Get(headerProbe) != "" {
 			w.Header().Set(headerGate, fn.name)
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
-		p.serve(w, r, fn, true)
+		p.serve(w, r, fn, gt) //nolint:contextcheck // the request has it
 	})
 }

@@ -56,7 +56,6 @@ func newPlane(t *testing.T, wake wakerFunc, change ...func(*Options)) *plane {
 		c(&o)
 	}
 	p := &plane{t: t}
-	p.table = newTable(func(int32, *function) {})
 	p.proxy = newProxy(logr.Discard(), newMetrics(), wakerFunc(func(d types.NamespacedName, n int32) (bool, error) {
 		p.wakes.Add(1)
 		if wake == nil {
@@ -64,9 +63,10 @@ func newPlane(t *testing.T, wake wakerFunc, change ...func(*Options)) *plane {
 		}
 		return wake(d, n)
 	}), o)
+	p.table = newTable(func(int32, *function) {}, p.proxy.peers)
 	t.Cleanup(func() {
 		p.proxy.wakers.Wait()
-		p.proxy.transport.CloseIdleConnections()
+		p.proxy.close()
 	})
 	return p
 }
@@ -78,7 +78,7 @@ func (p *plane) add(obj *v1alpha1.Function) *function {
 }
 
 // gateURL opens a gate for fn.
-func (p *plane) gateURL(fn *function) string { return p.serve(gateHandler(fn, p.proxy)) }
+func (p *plane) gateURL(fn *function) string { return p.serve(gateHandler(&gate{fn: fn}, p.proxy)) }
 
 // doorURL opens the shared door.
 func (p *plane) doorURL() string { return p.serve(newDoor(p.table, p.proxy)) }
@@ -126,8 +126,30 @@ func maxHeld(n int32) func(*v1alpha1.Function) {
 	return func(fn *v1alpha1.Function) { fn.Spec.Activation.MaxHeld = n }
 }
 
+// hosts wants and has hosts, as the scaler grants them.
 func hosts(h ...string) func(*v1alpha1.Function) {
+	return func(fn *v1alpha1.Function) {
+		wants(h...)(fn)
+		has(h...)(fn)
+	}
+}
+
+// gateOf is what the scaler says of fn's gate, to be changed.
+func gateOf(fn *v1alpha1.Function) *v1alpha1.GateStatus {
+	if fn.Status.Gate == nil {
+		fn.Status.Gate = &v1alpha1.GateStatus{}
+	}
+	return fn.Status.Gate
+}
+
+func wants(h ...string) func(*v1alpha1.Function) {
 	return func(fn *v1alpha1.Function) { fn.Spec.Traffic.Hosts = h }
+}
+
+func has(h ...string) func(*v1alpha1.Function) {
+	return func(fn *v1alpha1.Function) {
+		gateOf(fn).Hosts = h
+	}
 }
 
 func newSlice(service string, i int, address string, ready bool) *discoveryv1.EndpointSlice {

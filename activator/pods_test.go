@@ -31,10 +31,34 @@ func TestNextKeepsWhatIsKnownOfAPod(t *testing.T) {
 	if !back.ready[0].usable() {
 		t.Error("a pod whose endpoint went and came back is still set aside")
 	}
+	if got := back.ready[0].inFlight.Load(); got != 7 {
+		t.Errorf("in flight at a pod that went and came back: got %d, want 7", got)
+	}
+	unready := endpoints("10.0.0.1", "10.0.0.3")
+	unready[0].Ready = false
+	if got := back.next(unready).coming[0].inFlight.Load(); got != 7 {
+		t.Errorf("in flight at a pod that turned unready: got %d, want 7", got)
+	}
 	noPort := endpoints("10.0.0.1")
 	noPort[0].Port = 0
 	if n := len(first.next(noPort).ready); n != 0 {
 		t.Errorf("pods without the port: got %d, want 0", n)
+	}
+}
+
+// A request may take its place at a pod at the moment at which the pod leaves.
+func TestAPodThatLeftIsRememberedWhileItHasRequests(t *testing.T) {
+	s := (&podSet{}).next(endpoints("10.0.0.1", "10.0.0.2"))
+	gone := s.ready[1]
+	s = s.next(endpoints("10.0.0.1"))
+	gone.inFlight.Add(1)
+	s = s.next(endpoints("10.0.0.1", "10.0.0.3"))
+	if back := s.next(endpoints("10.0.0.1", "10.0.0.2")); back.ready[1].inFlight.Load() != 1 {
+		t.Error("a request that came just after the pod had left is forgotten")
+	}
+	gone.inFlight.Add(-1)
+	if s = s.next(endpoints("10.0.0.1")).next(endpoints("10.0.0.4")); len(s.left) != 1 {
+		t.Errorf("%d pods are remembered, want the one that has just left", len(s.left))
 	}
 }
 

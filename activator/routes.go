@@ -21,15 +21,33 @@ type function struct {
 	key    types.NamespacedName
 	name   string                            // key as "namespace/name"
 	object atomic.Pointer[v1alpha1.Function] // as last seen, never nil, never written to
-	pods   atomic.Pointer[podSet]            // never nil
+	pods   atomic.Pointer[podSet]            // never nil; stored under podsMu
 	stats  stats
 	queue  queue
+	peers  *peers
+
+	fallback atomic.Pointer[podSet] // the pods of its fallback; never nil; stored under podsMu
+	marks    marks
+	saying   saying // of its pods
+
+	podsMu    sync.Mutex
+	listed    []v1alpha1.PodEndpoint  // by the EndpointSlices; this and the next two are protected by podsMu
+	early     map[types.UID]*earlyPod // pods that a scout has seen; see scout.go
+	scouted   bool                    // there is a scout
+	handOns   map[string]*pod         // other activators by address; protected by podsMu
+	unsettled chan struct{}           // tells who asks them that there is more to ask; holds one
+	settling  atomic.Bool             // peers are asked about claims
+	notProbed atomic.Pointer[string]  // why the last of its pods that could not be probed ahead could not
 }
 
-func newFunction(obj *v1alpha1.Function) *function {
-	fn := &function{key: obj.Key(), name: obj.Key().String(), queue: queue{emptied: make(chan struct{}, 1)}}
+func newFunction(obj *v1alpha1.Function, ps *peers) *function {
+	fn := &function{
+		key: obj.Key(), name: obj.Key().String(), peers: ps,
+		queue: queue{kick: make(chan struct{}, 1)}, unsettled: make(chan struct{}, 1),
+	}
 	fn.object.Store(obj)
 	fn.pods.Store(&podSet{})
+	fn.fallback.Store(&podSet{})
 	return fn
 }
 
@@ -38,6 +56,8 @@ func newFunction(obj *v1alpha1.Function) *function {
 type table struct {
 	assign func(port int32, fn *function) // told of every new owner of a port, nil for none; must not block
 	door   sync.Map                       // host string -> *function, the owners; written under mu
+	names  sync.Map                       // "namespace/name" string -> *function; written under mu
+	peers  *peers
 
 	mu        sync.Mutex // protects following
 	functions map[types.NamespacedName]*function
@@ -53,19 +73,29 @@ type service struct {
 	functions map[types.NamespacedName]*function
 }
 
-func newTable(assign func(port int32, fn *function)) *table {
+func newTable(assign func(port int32, fn *function), ps *peers) *table {
 	return &table{
 		assign:    assign,
+		peers:     ps,
 		functions: map[types.NamespacedName]*function{},
 		services:  map[types.NamespacedName]*service{},
-		hosts:     claims[string]{},
-		ports:     claims[int32]{},
+		hosts:     claims[string]{of: map[string][]*function{}, before: byWish},
+		ports:     claims[int32]{of: map[int32][]*function{}, before: func(_ int32, a, b *function) int { return byAge(a, b) }},
 	}
 }
 
 // ownerOf is the function that host leads to, or nil. It takes no lock.
 func (t *table) ownerOf(host string) *function {
 	fn, ok := t.door.Load(host)
+	if !ok {
+		return nil
+	}
+	return fn.(*function)
+}
+
+// function is the function named "namespace/name", or nil. It takes no lock.
+func (t *table) function(name string) *function {
+	fn, ok := t.names.Load(name)
 	if !ok {
 		return nil
 	}
@@ -90,25 +120,30 @@ func (t *table) setFunction(obj *v1alpha1.Function) {
 		fn = nil
 	}
 	if fn == nil {
-		fn = newFunction(obj)
+		fn = newFunction(obj, t.peers)
 		t.functions[fn.key] = fn
-		t.joinLocked(fn, serviceOf(obj))
+		t.names.Store(fn.name, fn)
+		t.joinLocked(fn, pathsOf(obj))
 		t.refreshLocked(fn)
 		t.claimLocked(fn, nil, obj)
 		return
 	}
 	old := fn.object.Swap(obj)
-	if from, to := serviceOf(old), serviceOf(obj); from != to {
+	if from, to := pathsOf(old), pathsOf(obj); from != to {
 		t.leaveLocked(fn, from)
 		t.joinLocked(fn, to)
-		t.refreshLocked(fn)
-	} else if portName(old) != portName(obj) {
-		t.refreshLocked(fn)
+		if to.service.Name != "" { // else its port lingers, and leads to the pods that there were
+			t.refreshLocked(fn)
+		}
+	}
+	if old.ConcurrencyLimit() != obj.ConcurrencyLimit() {
+		fn.reshare()
 	}
 	t.claimLocked(fn, old, obj)
 }
 
-// removeFunction takes in that a Function was deleted. Requests it has in flight go on; held ones are told.
+// removeFunction takes in that a Function was deleted. Requests it has in flight go on; held ones are told. What still comes
+// while its port lingers goes to the pods that there were last.
 func (t *table) removeFunction(key types.NamespacedName) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -120,9 +155,9 @@ func (t *table) removeFunction(key types.NamespacedName) {
 func (t *table) removeLocked(fn *function) {
 	obj := fn.object.Load()
 	delete(t.functions, fn.key)
-	t.leaveLocked(fn, serviceOf(obj))
+	t.names.Delete(fn.name)
+	t.leaveLocked(fn, pathsOf(obj))
 	t.claimLocked(fn, obj, nil)
-	fn.pods.Store(&podSet{})
 	fn.queue.abolish()
 }
 
@@ -137,8 +172,21 @@ func (t *table) setSlice(slice *discoveryv1.EndpointSlice) {
 	defer t.mu.Unlock()
 	svc := t.serviceLocked(key)
 	svc.slices[slice.Name] = slice
+	t.refreshServiceLocked(key, svc)
+}
+
+func (t *table) refreshServiceLocked(key types.NamespacedName, svc *service) {
 	for _, fn := range svc.functions {
 		t.refreshLocked(fn)
+	}
+	if key != t.peers.service {
+		return
+	}
+	t.peers.take(svc.slices)
+	for _, fn := range t.functions {
+		if fn.object.Load().ConcurrencyLimit() > 0 {
+			fn.reshare()
+		}
 	}
 }
 
@@ -152,30 +200,22 @@ func (t *table) removeSlice(slice *discoveryv1.EndpointSlice) {
 		return
 	}
 	delete(svc.slices, slice.Name)
-	for _, fn := range svc.functions {
-		t.refreshLocked(fn)
-	}
+	t.refreshServiceLocked(key, svc)
 	t.tidyLocked(key)
 }
 
-// refreshLocked makes fn's snapshot of ready pods anew and lets held requests go when a pod can be tried.
+// refreshLocked makes fn's snapshots of pods anew, lets held requests go when a pod can be tried, and has pods probed that
+// may soon be.
 func (t *table) refreshLocked(fn *function) {
-	var found []*discoveryv1.EndpointSlice
-	obj := fn.object.Load()
-	if svc := t.services[serviceOf(obj)]; svc != nil {
-		found = slices.Collect(maps.Values(svc.slices))
-	}
-	old := fn.pods.Load()
-	pods := old.next(v1alpha1.PodEndpoints(found, portName(obj)))
-	if pods == old {
+	to := pathsOf(fn.object.Load())
+	fn.setPods(&fn.fallback, t.endpointsLocked(to.fallback, to.fallbackPort))
+	if !fn.setPods(&fn.pods, t.endpointsLocked(to.service, to.port)) {
 		return
 	}
-	fn.pods.Store(pods)
 	// The snapshot is stored before the queue is looked at, and a request joins the queue before it looks at the
 	// snapshot again: one of the two always sees the other.
-	if pods.usable() {
-		fn.queue.release()
-	}
+	fn.letGo()
+	fn.queue.tell()
 }
 
 func (t *table) serviceLocked(key types.NamespacedName) *service {
@@ -187,16 +227,28 @@ func (t *table) serviceLocked(key types.NamespacedName) *service {
 	return svc
 }
 
-func (t *table) joinLocked(fn *function, key types.NamespacedName) {
-	if key.Name != "" {
-		t.serviceLocked(key).functions[fn.key] = fn
+func (t *table) endpointsLocked(key types.NamespacedName, port string) []v1alpha1.PodEndpoint {
+	svc := t.services[key]
+	if svc == nil || len(svc.slices) == 0 {
+		return nil
+	}
+	return v1alpha1.PodEndpoints(slices.Collect(maps.Values(svc.slices)), port)
+}
+
+func (t *table) joinLocked(fn *function, to paths) {
+	for _, key := range [...]types.NamespacedName{to.service, to.fallback} {
+		if key.Name != "" {
+			t.serviceLocked(key).functions[fn.key] = fn
+		}
 	}
 }
 
-func (t *table) leaveLocked(fn *function, key types.NamespacedName) {
-	if svc := t.services[key]; svc != nil {
-		delete(svc.functions, fn.key)
-		t.tidyLocked(key)
+func (t *table) leaveLocked(fn *function, from paths) {
+	for _, key := range [...]types.NamespacedName{from.service, from.fallback} {
+		if svc := t.services[key]; svc != nil {
+			delete(svc.functions, fn.key)
+			t.tidyLocked(key)
+		}
 	}
 }
 
@@ -216,35 +268,64 @@ func (t *table) claimLocked(fn *function, old, obj *v1alpha1.Function) {
 		t.door.Store(host, owner)
 	})
 	t.ports.replace(fn, portsOf(old), portsOf(obj), t.assign)
+	if old != nil && obj != nil && old.IsTCP() != obj.IsTCP() {
+		for _, port := range portsOf(obj) {
+			if t.ports.of[port][0] == fn {
+				t.assign(port, fn) // the port is opened anew for the other protocol
+			}
+		}
+	}
 }
 
-// claims tells who owns a host or a port that more than one Function may name: the oldest.
-type claims[K comparable] map[K][]*function
+// claims tells who owns a host or a port that more than one Function may name: the first by before.
+type claims[K comparable] struct {
+	of     map[K][]*function
+	before func(k K, a, b *function) int
+}
 
-// replace withdraws fn's claims in from that are not in to, and makes those in to. changed is called for each key
-// whose owner changed, with nil when nobody claims it any more.
+// replace withdraws fn's claims in from that are not in to, and makes those in to, each at its place by what fn says now.
+// changed is called for each key whose owner changed, with nil when nobody claims it any more.
 func (c claims[K]) replace(fn *function, from, to []K, changed func(K, *function)) {
-	for _, k := range from {
-		if slices.Contains(to, k) {
-			continue
+	owner := func(k K) *function {
+		if len(c.of[k]) == 0 {
+			return nil
 		}
-		was := c[k][0]
-		if c[k] = slices.DeleteFunc(c[k], func(other *function) bool { return other == fn }); len(c[k]) == 0 {
-			delete(c, k)
-			changed(k, nil)
-		} else if c[k][0] != was {
-			changed(k, c[k][0])
+		return c.of[k][0]
+	}
+	settle := func(k K, claims bool) {
+		was := owner(k)
+		all := slices.DeleteFunc(c.of[k], func(other *function) bool { return other == fn })
+		if claims {
+			at, _ := slices.BinarySearchFunc(all, fn, func(a, b *function) int { return c.before(k, a, b) })
+			all = slices.Insert(all, at, fn)
+		}
+		if c.of[k] = all; len(all) == 0 {
+			delete(c.of, k)
+		}
+		if now := owner(k); now != was {
+			changed(k, now)
+		}
+	}
+	for _, k := range from {
+		if !slices.Contains(to, k) {
+			settle(k, false)
 		}
 	}
 	for _, k := range to {
-		if slices.Contains(c[k], fn) {
-			continue
-		}
-		at, _ := slices.BinarySearchFunc(c[k], fn, byAge)
-		if c[k] = slices.Insert(c[k], at, fn); at == 0 {
-			changed(k, fn)
-		}
+		settle(k, true)
 	}
+}
+
+// byWish puts those that want the host before one that holds it only until another has it. Of several that want it,
+// which is so for a moment at most, the scaler leaves it to the oldest.
+func byWish(host string, a, b *function) int {
+	wants := func(fn *function) int {
+		if fn.object.Load().WantsHost(host) {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(wants(a), wants(b)), byAge(a, b))
 }
 
 // byAge puts the oldest first, and where two are of one second, as creation times are, the first by name.
@@ -257,11 +338,13 @@ func byAge(a, b *function) int {
 	)
 }
 
+// hostsOf are the hosts that the scaler has granted. The spec says only which ones are wished for: an old Function of
+// another namespace must not take over a host by naming it.
 func hostsOf(obj *v1alpha1.Function) []string {
-	if obj == nil || !obj.IsProxied() || obj.IsSuperseded() {
+	if obj == nil || obj.IsSuperseded() || obj.Spec.Traffic == nil || obj.Status.Gate == nil {
 		return nil
 	}
-	return obj.Spec.Traffic.Hosts
+	return obj.Status.Gate.Hosts
 }
 
 func portsOf(obj *v1alpha1.Function) []int32 {
@@ -271,8 +354,19 @@ func portsOf(obj *v1alpha1.Function) []int32 {
 	return []int32{obj.Status.Gate.Port}
 }
 
-func serviceOf(obj *v1alpha1.Function) types.NamespacedName {
-	return types.NamespacedName{Namespace: obj.Namespace, Name: obj.ServiceName()}
+// paths are the Services that a function's requests may go to, with the names of their ports: its own, and the fallback,
+// which is of the same namespace.
+type paths struct {
+	service, fallback  types.NamespacedName // without a name for none
+	port, fallbackPort string
+}
+
+func pathsOf(obj *v1alpha1.Function) paths {
+	to := paths{service: types.NamespacedName{Namespace: obj.Namespace, Name: obj.ServiceName()}, port: portName(obj)}
+	if f := obj.Fallback(); f != nil {
+		to.fallback, to.fallbackPort = types.NamespacedName{Namespace: obj.Namespace, Name: f.Service}, f.ServicePort
+	}
+	return to
 }
 
 func serviceOfSlice(slice *discoveryv1.EndpointSlice) types.NamespacedName {

@@ -15,7 +15,7 @@ func created(sec int64) func(*v1alpha1.Function) {
 }
 
 func gatePort(port int32) func(*v1alpha1.Function) {
-	return func(fn *v1alpha1.Function) { fn.Status.Gate = &v1alpha1.GateStatus{Port: port} }
+	return func(fn *v1alpha1.Function) { gateOf(fn).Port = port }
 }
 
 func ready(fn *function) []string {
@@ -26,50 +26,80 @@ func ready(fn *function) []string {
 	return addresses
 }
 
-func TestHostBelongsToTheOldestProxiedFunction(t *testing.T) {
+// Whose a host is stands in the statuses, which the scaler writes. The spec alone, however old its Function, gives nothing.
+func TestHostBelongsToWhomItWasGranted(t *testing.T) {
+	set := func(tb *table, name string, sec int64, change ...func(*v1alpha1.Function)) {
+		tb.setFunction(newTestFunction(name, append(change, created(sec))...))
+	}
 	tests := []struct {
 		name  string
 		steps func(*table)
 		want  string
 	}{
 		{"nobody", func(*table) {}, ""},
-		{"the only one", func(tb *table) { tb.setFunction(newTestFunction("b", hosts("h"))) }, "b"},
-		{"mode Direct has no hosts", func(tb *table) { tb.setFunction(newTestFunction("b", hosts("h"), direct)) }, ""},
-		{"older, seen first", func(tb *table) {
-			tb.setFunction(newTestFunction("b", hosts("h"), created(1)))
-			tb.setFunction(newTestFunction("a", hosts("h"), created(2)))
-		}, "b"},
-		{"older, seen last", func(tb *table) {
-			tb.setFunction(newTestFunction("a", hosts("h"), created(2)))
-			tb.setFunction(newTestFunction("b", hosts("h"), created(1)))
-		}, "b"},
-		{"same age, by name", func(tb *table) {
-			tb.setFunction(newTestFunction("b", hosts("h")))
-			tb.setFunction(newTestFunction("a", hosts("h")))
+		{"granted", func(tb *table) { set(tb, "b", 1, hosts("h")) }, "b"},
+		{"only wanted", func(tb *table) { set(tb, "b", 1, wants("h")) }, ""},
+		{"an older one wants it too", func(tb *table) {
+			set(tb, "a", 2, hosts("h"))
+			set(tb, "b", 1, wants("h"))
 		}, "a"},
+		{"the older one came first in the watch", func(tb *table) {
+			set(tb, "b", 1, wants("h"))
+			set(tb, "a", 2, hosts("h"))
+		}, "a"},
+		{"dropped, and not passed on yet", func(tb *table) {
+			set(tb, "a", 2, hosts("h"))
+			set(tb, "a", 2, has("h"))
+			set(tb, "b", 1, wants("h"))
+		}, "a"},
+		{"dropped by a change to Direct", func(tb *table) {
+			set(tb, "a", 2, hosts("h"))
+			set(tb, "a", 2, has("h"), direct)
+		}, "a"},
+		{"dropped by the older, and passed on", func(tb *table) {
+			set(tb, "b", 1, hosts("h"))
+			set(tb, "b", 1, has("h"))
+			set(tb, "a", 2, hosts("h"))
+		}, "a"},
+		{"passed on before it was seen to be dropped", func(tb *table) {
+			set(tb, "b", 1, hosts("h"))
+			set(tb, "a", 2, hosts("h"))
+			set(tb, "b", 1, has("h"))
+		}, "a"},
+		{"taken back while the other has it too", func(tb *table) {
+			set(tb, "b", 1, has("h"))
+			set(tb, "a", 2, hosts("h"))
+			set(tb, "b", 1, hosts("h"))
+		}, "b"},
+		{"granted twice: the older", func(tb *table) {
+			set(tb, "a", 2, hosts("h"))
+			set(tb, "b", 1, hosts("h"))
+		}, "b"},
+		{"granted twice, as old: by name", func(tb *table) {
+			set(tb, "b", 1, hosts("h"))
+			set(tb, "a", 1, hosts("h"))
+		}, "a"},
+		{"withdrawn", func(tb *table) {
+			set(tb, "b", 1, hosts("h"))
+			set(tb, "b", 1, wants("h"))
+		}, ""},
 		{"owner deleted", func(tb *table) {
-			tb.setFunction(newTestFunction("b", hosts("h"), created(1)))
-			tb.setFunction(newTestFunction("a", hosts("h"), created(2)))
+			set(tb, "b", 1, hosts("h"))
+			set(tb, "a", 2, hosts("h"))
 			tb.removeFunction(newTestFunction("b").Key())
 		}, "a"},
-		{"owner drops the host", func(tb *table) {
-			tb.setFunction(newTestFunction("b", hosts("h"), created(1)))
-			tb.setFunction(newTestFunction("a", hosts("h"), created(2)))
-			tb.setFunction(newTestFunction("b", hosts("other"), created(1)))
-		}, "a"},
-		{"owner changes to Direct", func(tb *table) {
-			tb.setFunction(newTestFunction("b", hosts("h"), created(1)))
-			tb.setFunction(newTestFunction("b", hosts("h"), created(1), direct))
-		}, ""},
 		{"loser deleted", func(tb *table) {
-			tb.setFunction(newTestFunction("b", hosts("h"), created(1)))
-			tb.setFunction(newTestFunction("a", hosts("h"), created(2)))
+			set(tb, "b", 1, hosts("h"))
+			set(tb, "a", 2, hosts("h"))
 			tb.removeFunction(newTestFunction("a").Key())
 		}, "b"},
+		{"without traffic", func(tb *table) {
+			set(tb, "b", 1, hosts("h"), func(fn *v1alpha1.Function) { fn.Spec.Traffic = nil })
+		}, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			tb := newTable(func(int32, *function) {})
+			tb := newTable(func(int32, *function) {}, newPeers(newMetrics(), Options{}))
 			tt.steps(tb)
 			got := ""
 			if fn := tb.ownerOf("h"); fn != nil {
@@ -90,7 +120,7 @@ func TestPortIsAssignedToTheOldestAndMoves(t *testing.T) {
 			owner = fn.key.Name
 		}
 		got = append(got, cmp.Diff(int32(20000), port)+owner)
-	})
+	}, newPeers(newMetrics(), Options{}))
 	on := func(name string, sec int64, port int32) {
 		tb.setFunction(newTestFunction(name, created(sec), gatePort(port)))
 	}
@@ -106,7 +136,7 @@ func TestPortIsAssignedToTheOldestAndMoves(t *testing.T) {
 }
 
 func TestPodsFollowSlicesAndFunction(t *testing.T) {
-	tb := newTable(func(int32, *function) {})
+	tb := newTable(func(int32, *function) {}, newPeers(newMetrics(), Options{}))
 	// Slices that are there before the Function count too.
 	tb.setSlice(newSlice("hello", 0, "10.0.0.1:80", true))
 	tb.setSlice(newSlice("other", 0, "10.0.0.9:80", true))
@@ -146,7 +176,7 @@ func TestPodsFollowSlicesAndFunction(t *testing.T) {
 }
 
 func TestCountersOutliveAChangeOfModeButNotTheFunction(t *testing.T) {
-	tb := newTable(func(int32, *function) {})
+	tb := newTable(func(int32, *function) {}, newPeers(newMetrics(), Options{}))
 	tb.setFunction(newTestFunction("hello"))
 	key := newTestFunction("hello").Key()
 	tb.functions[key].stats.start()

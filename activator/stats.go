@@ -18,11 +18,16 @@ const (
 	outcomeDeleted                      // the Function was deleted while the request was held
 	outcomeStopping                     // cut off, because the activator's drain had taken its time
 	outcomeLoop                         // refused, because it had come through this function's gate before
+	outcomeProtocol                     // refused, because the pods' protocol has no form for it
+	outcomeFallback                     // the fallback's answer was passed on whole, whatever its status
+	outcomePlaceholder                  // the Function's placeholder was given
+	outcomeNoFiles                      // no pod could be connected to, because the activator had too many files open
 	outcomes
 )
 
 var outcomeNames = [outcomes]string{
-	"ok", "client_gone", "queue_full", "hold_timeout", "dial_failed", "upstream_error", "deleted", "stopping", "loop",
+	"ok", "client_gone", "queue_full", "hold_timeout", "dial_failed", "upstream_error", "deleted", "stopping", "loop", "protocol",
+	"fallback", "placeholder", "no_files",
 }
 
 // stats counts the requests of one function. The integrals over time are exact: every change of a count first adds

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
+	"github.com/sluice-dev/sluice/api/watches"
 )
 
 // watcher feeds a table from the watches of Functions and EndpointSlices in all namespaces. It survives the API
@@ -37,6 +38,7 @@ func newWatcher(ctx context.Context, cfg *rest.Config, t *table) (*watcher, erro
 	mapper.Add(v1alpha1.GroupVersion.WithKind("Function"), meta.RESTScopeNamespace)
 	mapper.Add(discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), meta.RESTScopeNamespace)
 
+	cfg = watches.Config(ctx, cfg)
 	httpClient, err := rest.HTTPClientFor(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("make the client for watches: %w", err)
@@ -59,7 +61,7 @@ func newWatcher(ctx context.Context, cfg *rest.Config, t *table) (*watcher, erro
 	for _, h := range []struct {
 		informer cache.Informer
 		handler  toolscache.ResourceEventHandler
-	}{{functions, functionHandler(t)}, {endpoints, sliceHandler(t)}} {
+	}{{functions, functionHandler(t)}, {endpoints, sliceHandler(t)}} { //nolint:contextcheck // they outlive ctx
 		registration, err := h.informer.AddEventHandler(h.handler)
 		if err != nil {
 			return nil, fmt.Errorf("handle events: %w", err)

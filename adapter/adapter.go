@@ -3,7 +3,7 @@
 // workload, Service and pods.
 //
 // It hides the Kubernetes side of serving: the API's shapes and errors, delegated authentication and authorization,
-// a serving certificate that it issues, shares between replicas and rotates itself, and other adapters beside it. The
+// a serving certificate that it issues, shares between replicas and rotates itself, other adapters beside it, and Events. The
 // values come from a Reader; answering for them does no I/O beyond asking the API server who the caller is. What is not
 // Sluice's is asked of another adapter, where there is one.
 package adapter

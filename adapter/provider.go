@@ -36,6 +36,9 @@ type Reader interface {
 	// PodValue returns a metric of one pod. The error is providers.ErrNoPod, a *providers.Ambiguous or a
 	// *providers.Unknown.
 	PodValue(namespace, pod, metric string) (providers.Value, error)
+	// ConsumerLag tells of the consumer group whose lag a metric of a function is. The error is providers.ErrNoFunction or a
+	// *providers.Unknown.
+	ConsumerLag(function types.NamespacedName, metric string) (providers.ConsumerLag, error)
 }
 
 var _ Reader = (*providers.Store)(nil)

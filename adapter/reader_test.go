@@ -23,6 +23,7 @@ type fakeFunction struct {
 	err               error
 	workload, service providers.Object
 	pods              []fakePod
+	lag               *providers.ConsumerLag
 }
 
 type fakePod struct {
@@ -40,6 +41,17 @@ func (r fakeReader) Info(name types.NamespacedName) (providers.Info, error) {
 	return providers.Info{
 		Name: name, Labels: fn.labels, Metrics: fn.metrics, Workload: fn.workload, Service: fn.service,
 	}, nil
+}
+
+func (r fakeReader) ConsumerLag(name types.NamespacedName, metric string) (providers.ConsumerLag, error) {
+	fn, ok := r[name]
+	switch {
+	case !ok:
+		return providers.ConsumerLag{}, providers.ErrNoFunction
+	case fn.lag == nil || fn.lag.Consumer.Metric(v1alpha1.KafkaLag) != metric:
+		return providers.ConsumerLag{}, &providers.Unknown{Reason: providers.NoMetric}
+	}
+	return *fn.lag, nil
 }
 
 func (r fakeReader) List(namespace string) []providers.Info {

@@ -93,7 +93,7 @@ func newServer(ctx context.Context, o Options, others *upstreams) (*apiserver.Cu
 	config.EnableMetrics = o.Server.EnableMetrics
 	config.ShutdownDelayDuration = o.DrainDelay
 	config.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
-		return leave(ctx.Done(), genericapiserver.DefaultBuildHandlerChain(others.handler(refuseBadSelectors(api)), c))
+		return leave(ctx.Done(), genericapiserver.DefaultBuildHandlerChain(servePartitions(o.Reader, others.handler(refuseBadSelectors(api))), c))
 	}
 	config.AddReadyzChecks(healthz.NamedCheck("values", func(*http.Request) error { return o.Ready() }))
 

@@ -112,6 +112,13 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodPost:
 		var created struct{ Metadata metav1.ObjectMeta }
 		_ = json.Unmarshal(body, &created)
+		if s.objects[path+"/"+created.Metadata.Name] != nil {
+			answer(http.StatusConflict, marshal(metav1.Status{
+				TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure,
+				Reason: metav1.StatusReasonAlreadyExists, Code: http.StatusConflict, Message: path,
+			}))
+			return
+		}
 		s.objects[path+"/"+created.Metadata.Name] = body
 		answer(http.StatusCreated, body)
 	case r.Method == http.MethodPut:
@@ -230,12 +237,16 @@ type answer struct {
 }
 
 func (r *running) ask(path, token, accept string) answer {
+	return r.send(http.MethodGet, path, token, accept)
+}
+
+func (r *running) send(method, path, token, accept string) answer {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(r.api.bundle())
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: serverName}}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: 10 * time.Second}
-	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodGet, "https://"+r.addr+path, nil)
+	req, err := http.NewRequestWithContext(r.t.Context(), method, "https://"+r.addr+path, nil)
 	if err != nil {
 		return answer{body: err.Error()}
 	}

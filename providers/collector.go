@@ -23,11 +23,19 @@ type Options struct {
 	Discovery Discovery
 	// Sources measure, by the Kind of target. Required for each Kind that Discovery names.
 	Sources map[Kind]Source
+	// Notifier hears of what Sources notice. Default: nobody does.
+	Notifier Notifier
 	// Registerer takes the Collector's own metrics. Default: none.
 	Registerer prometheus.Registerer
 	// FirstRound bounds how long Ready waits for the first answers of the targets that there are at the start.
 	// Default 10s, or longer where the Store's intervals are.
 	FirstRound time.Duration
+}
+
+// Notifier is told of each Notice once for each target of a function that it is about, if it was noticed after the target
+// began to be measured. It is called from many goroutines at once, which measure nothing until it returns.
+type Notifier interface {
+	Notify(function types.NamespacedName, n Notice)
 }
 
 // Collector owns every goroutine that measures: one loop per target, so that none waits for another. The loops are
@@ -51,10 +59,13 @@ type Collector struct {
 // loop measures one target every interval.
 type loop struct {
 	Target
-	stop    context.CancelFunc
-	early   bool // started before Synced
-	failing bool // as the latest attempt was; of the loop's goroutine alone
-	listed  bool // while targets are replaced
+	stop   context.CancelFunc
+	early  bool // started before Synced
+	listed bool // while targets are replaced
+
+	// Of the loop's goroutine alone:
+	failing bool      // as the latest attempt was
+	told    time.Time // what was noticed up to then was told, or is not this loop's
 }
 
 // firstRounds is how many answers of each process a rate needs at a start. With two of each, the latest first answer and
@@ -165,7 +176,7 @@ func (c *Collector) run(ctx context.Context, l *loop) {
 			return
 		case <-timer.C:
 		}
-		err := c.measure(ctx, l.Target, interval*8/10)
+		err := c.measure(ctx, l, interval*8/10)
 		if ctx.Err() != nil {
 			return // the error, if any, is that of being stopped
 		}
@@ -245,8 +256,9 @@ func (l *logLimit) take(now time.Time) (write bool, omitted int) {
 	return true, omitted
 }
 
-// measure attempts t once and tells the Store.
-func (c *Collector) measure(ctx context.Context, t Target, timeout time.Duration) error {
+// measure attempts l's target once and tells the Store.
+func (c *Collector) measure(ctx context.Context, l *loop, timeout time.Duration) error {
+	t := l.Target
 	deadline, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	at := time.Now()
@@ -260,6 +272,14 @@ func (c *Collector) measure(ctx context.Context, t Target, timeout time.Duration
 	}
 	err = c.opts.Store.Record(t, at, m, err)
 	c.metrics.observe(t.Kind, err, time.Since(at))
+	if err == nil && c.opts.Notifier != nil {
+		for _, n := range m.Notices {
+			if n.At.After(l.told) {
+				l.told = n.At
+				c.opts.Notifier.Notify(t.Function, n)
+			}
+		}
+	}
 	return err
 }
 
@@ -303,7 +323,7 @@ func (s *sink) replace(o owner, endpoints []Endpoint) {
 		t := endpoints[i].Target
 		l := c.loops[t]
 		if l == nil {
-			l = &loop{Target: t, early: c.synced.IsZero()}
+			l = &loop{Target: t, early: c.synced.IsZero(), told: time.Now()}
 			if l.early {
 				c.untried.Add(1)
 			}

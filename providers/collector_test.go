@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"k8s.io/apimachinery/pkg/types"
@@ -407,6 +408,69 @@ func TestATargetThatIsListedTwiceIsAskedOnce(t *testing.T) {
 		}
 		if st := store.Stats(); st.Activators != 1 {
 			t.Errorf("%d activators, want 1", st.Activators)
+		}
+	})
+}
+
+// noticed keeps what it is told.
+type noticed struct {
+	mu  sync.Mutex // protects following
+	all map[types.NamespacedName][]string
+}
+
+func (n *noticed) Notify(function types.NamespacedName, notice Notice) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.all[function] = append(n.all[function], notice.Key)
+}
+
+// TestNoticesAreToldOnce for each target that they are about, and none from before it was measured.
+func TestNoticesAreToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lag := func(function string, group string) Endpoint {
+			return Endpoint{Target: Target{
+				Kind: Lag, Function: types.NamespacedName{Namespace: "default", Name: function}, Consumer: Consumer{Servers: "kafka:9092", Group: group},
+			}, Expected: true}
+		}
+		began := time.Now()
+		source := &sourceFunc{answer: func(_ context.Context, t Target) (*Measurement, error) {
+			m := &Measurement{}
+			// The same are given out again and again, for an hour, by whoever shares a group; every third attempt fails.
+			for i, at := range []time.Duration{-time.Second, 7 * time.Second, 8 * time.Second, 21 * time.Second} {
+				if when := began.Add(at); !when.After(time.Now()) {
+					m.Notices = append(m.Notices, Notice{At: when, Key: fmt.Sprint(i)})
+				}
+			}
+			if time.Since(began)/(2*time.Second)%3 == 0 {
+				return nil, errors.New("away")
+			}
+			return m, nil
+		}}
+		told := &noticed{all: map[types.NamespacedName][]string{}}
+		store := NewStore(Intervals{})
+		first, second := lag("first", "g"), lag("second", "g")
+		c, err := NewCollector(Options{Store: store, Sources: map[Kind]Source{Lag: source}, Notifier: told, Discovery: discoveryFunc(func(ctx context.Context, sink Sink) error {
+			sink.SetFunction(Function{Name: first.Function}, []Endpoint{first})
+			sink.Synced()
+			pass(10 * time.Second)
+			sink.SetFunction(Function{Name: second.Function}, []Endpoint{second})
+			<-ctx.Done()
+			return nil
+		})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- c.Run(ctx) }()
+		pass(time.Hour)
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		want := map[types.NamespacedName][]string{first.Function: {"1", "2", "3"}, second.Function: {"3"}}
+		if diff := cmp.Diff(want, told.all); diff != "" {
+			t.Errorf("-want +got\n%s", diff)
 		}
 	})
 }

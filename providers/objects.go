@@ -36,6 +36,8 @@ func (a *Ambiguous) Error() string {
 type Info struct {
 	// Name of the function.
 	Name types.NamespacedName
+	// UID of the Function object.
+	UID types.UID
 	// Labels of the Function object. Not to be written to.
 	Labels map[string]string
 	// Metrics that somebody counts for the function. Not to be written to.

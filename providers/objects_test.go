@@ -241,3 +241,19 @@ func TestPodWithoutTheCounter(t *testing.T) {
 		}
 	})
 }
+
+// A Function that was deleted and made again at once may be told of as one that has changed.
+func TestInfoHasTheUID(t *testing.T) {
+	inWorld(t, proxied, func(w *world) {
+		for _, uid := range []types.UID{"first", "second"} {
+			w.fn.UID = uid
+			w.list()
+			if info, err := w.store.Info(hello); err != nil || info.UID != uid {
+				t.Errorf("UID %q (%v), want %q", info.UID, err, uid)
+			}
+			if list := w.store.List("default"); len(list) != 1 || list[0].UID != uid {
+				t.Errorf("listed %+v, want UID %q", list, uid)
+			}
+		}
+	})
+}

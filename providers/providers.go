@@ -184,6 +184,11 @@ type Measurement struct {
 	Value float64
 	// Answers are those of a Lag, which has no Functions either.
 	Answers []Answer
+	// Partitions are what the Answers of a Lag are made of. The Store keeps the list, and writes nothing to it.
+	Partitions []PartitionLag
+	// Notices are what was noticed of the target lately, oldest first; mostly none. Those of the Measurements before may be
+	// among them.
+	Notices []Notice
 	// At is when what is told was true, where that is before it was asked for; else zero.
 	At time.Time
 	// Unchanged says that Functions are those of the last Measurement of the target. They are there all the same.
@@ -204,6 +209,18 @@ type Answer struct {
 	Window time.Duration
 	// Unknown says why there is no Value, although the target has answered; else empty.
 	Unknown string
+}
+
+// Notice is something about a target that its function's owner should hear of once: no value, and no error.
+type Notice struct {
+	// At is when it was noticed.
+	At time.Time
+	// Reason in one word, as of an Event.
+	Reason string
+	// Key tells one occurrence from another of the same Reason, whoever noticed it and when.
+	Key string
+	// Text says what is the case, and what to do about it. It holds nothing of a Secret.
+	Text string
 }
 
 // Source measures targets of one Kind.

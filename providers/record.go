@@ -69,7 +69,10 @@ func (s *Store) Record(t Target, at time.Time, m *Measurement, err error) error 
 			st.answers = []Answer{{Metric: t.Ask.Metric, Value: m.Value}}
 		})
 	case Lag:
-		src.change(func(st *state) { st.answered(now); st.answers = m.Answers })
+		src.change(func(st *state) {
+			st.answered(now)
+			st.answers, st.partitions = m.Answers, m.Partitions
+		})
 	case Pod:
 		s.recordPod(src, now, m, at.Sub(m.Start))
 	default:

@@ -61,6 +61,8 @@ type Rule struct {
 type Function struct {
 	// Name of the function.
 	Name types.NamespacedName
+	// UID of the Function object.
+	UID types.UID
 	// Labels of the Function object. Never written to.
 	Labels map[string]string
 	// Window of requests_per_second.
@@ -73,7 +75,7 @@ type Function struct {
 
 // NewFunction reads fn.
 func NewFunction(fn *v1alpha1.Function) Function {
-	f := Function{Name: fn.Key(), Labels: fn.Labels, Window: fn.Window()}
+	f := Function{Name: fn.Key(), UID: fn.UID, Labels: fn.Labels, Window: fn.Window()}
 	switch traffic := fn.Spec.Traffic; {
 	case traffic == nil:
 	case fn.IsProxied():

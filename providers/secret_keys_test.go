@@ -77,21 +77,3 @@ func TestEmptySecretIsNotNone(t *testing.T) {
 		t.Errorf("got data %v, a version: %t, %v", got.Data, got.Version != providers.SecretVersion{}, err)
 	}
 }
-
-func TestCheckAddress(t *testing.T) {
-	tests := []struct{ address, wantErr string }{
-		{"10.0.0.7:443", ""},
-		{"[2001:db8::1]:443", ""},
-		{"127.0.0.1:443", "127.0.0.1 is an address of the adapter's own machine or of its cloud's metadata"},
-		{"[::ffff:127.0.0.1]:443", "127.0.0.1 is an address of the adapter's own machine or of its cloud's metadata"},
-		{"169.254.169.254:80", "169.254.169.254 is an address of the adapter's own machine or of its cloud's metadata"},
-		{"[fe80::1%eth0]:80", "fe80::1 is an address of the adapter's own machine or of its cloud's metadata"},
-		{"[fd00:ec2::254]:80", "fd00:ec2::254 is an address of the adapter's own machine or of its cloud's metadata"},
-		{"nonsense", "dial nonsense: not an ip:port"},
-	}
-	for _, tt := range tests {
-		if got := textOf(providers.CheckAddress(tt.address)); got != tt.wantErr {
-			t.Errorf("%s\ngot  %s\nwant %s", tt.address, got, tt.wantErr)
-		}
-	}
-}

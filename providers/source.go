@@ -64,6 +64,8 @@ type state struct {
 	absent  bool     // the latest answer did not have the counter
 	gauged  bool     // an answer had the gauge
 	answers []Answer // of a Query or a Lag
+
+	partitions []PartitionLag // of a Lag
 }
 
 func newSource(t Target, interval time.Duration, now tick) *source {

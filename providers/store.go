@@ -149,7 +149,7 @@ func (s *Store) SetFunction(fn Function, targets []Endpoint) {
 	}
 	s.setQueries(f, queries, now)
 	def := &definition{Function: fn}
-	def.info = Info{Name: fn.Name, Labels: fn.Labels, Metrics: metricsOf(fn.Rule, queries), Workload: fn.Workload, Service: fn.Service}
+	def.info = Info{Name: fn.Name, UID: fn.UID, Labels: fn.Labels, Metrics: metricsOf(fn.Rule, queries), Workload: fn.Workload, Service: fn.Service}
 	if f != old || !def.says(old.def.Load()) {
 		s.define(old, f, def)
 	}
@@ -158,7 +158,7 @@ func (s *Store) SetFunction(fn Function, targets []Endpoint) {
 
 // says tells whether def, of the same function by the same Rule, is last.
 func (def *definition) says(last *definition) bool {
-	return def.Window == last.Window && maps.Equal(def.Labels, last.Labels) && def.Workload.says(&last.Workload) &&
+	return def.UID == last.UID && def.Window == last.Window && maps.Equal(def.Labels, last.Labels) && def.Workload.says(&last.Workload) &&
 		def.Service.says(&last.Service) && slices.Equal(def.info.Metrics, last.info.Metrics)
 }
 

@@ -90,15 +90,8 @@ func (f *function) query(metric string, now tick) (Value, tick, *Unknown) {
 			continue
 		}
 		st := src.state.Load()
-		if st.sampled == never || time.Duration(now-st.sampled) > staleAfter(src.interval) {
-			u := &Unknown{Reason: NoData, Source: src.String(), Err: st.err}
-			switch {
-			case st.sampled != never:
-				u.Reason, u.Age = Stale, time.Duration(now-st.sampled)
-			case st.err != nil:
-				u.Reason = SourceError
-			}
-			return Value{}, 0, u
+		if unknown := src.stale(st, now); unknown != nil {
+			return Value{}, 0, unknown
 		}
 		for _, a := range st.answers {
 			switch {
@@ -112,6 +105,20 @@ func (f *function) query(metric string, now tick) (Value, tick, *Unknown) {
 		return Value{}, 0, &Unknown{Reason: NoData, Source: src.String()}
 	}
 	return Value{}, 0, f.def.Load().noMetric(metric)
+}
+
+// stale is why the answers of a query or a consumer group are not known any more, or not yet; nil where they are.
+func (src *source) stale(st *state, now tick) *Unknown {
+	u := &Unknown{Reason: NoData, Source: src.String(), Err: st.err}
+	switch {
+	case st.sampled != never && time.Duration(now-st.sampled) <= staleAfter(src.interval):
+		return nil
+	case st.sampled != never:
+		u.Reason, u.Age = Stale, time.Duration(now-st.sampled)
+	case st.err != nil:
+		u.Reason = SourceError
+	}
+	return u
 }
 
 // shown tells whether what metric is made of has ever been seen at pods of the versions that there are. Where it has not,

@@ -46,6 +46,7 @@ type scenario struct {
 func TestDecide(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		var s *scenario
+		var h hostScenario
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			switch d.Cmd {
 			case "function":
@@ -54,8 +55,16 @@ func TestDecide(t *testing.T) {
 			case "respec":
 				s.respec(t, d)
 				return ""
+			case "hosts":
+				h = hostScenario{}
+				return ""
+			case "host":
+				return h.look(t, d)
 			case "restart":
-				s.mem = memory{}
+				if s != nil {
+					s.mem = memory{}
+				}
+				h.hosts = hosts{}
 				return ""
 			case "look":
 				return s.look(t, d)

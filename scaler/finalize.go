@@ -50,6 +50,9 @@ func (r *Reconciler) finalize(ctx context.Context, w *world, rec *record) (recon
 	if err != nil || left > 0 {
 		return reconcile.Result{RequeueAfter: left}, err
 	}
+	if awaited, err := r.hostsAwaited(ctx, w.fn); err != nil || (awaited && time.Since(w.fn.DeletionTimestamp.Time) < hostLinger) {
+		return reconcile.Result{RequeueAfter: soon}, err
+	}
 	err = errors.Join(
 		r.ensureSlices(ctx, w.fn, w.gateSlices, nil, false),
 		r.ensureProxied(ctx, w),

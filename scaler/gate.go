@@ -208,11 +208,33 @@ func withoutNodePorts(ports []corev1.ServicePort) []corev1.ServicePort {
 	return ports
 }
 
-// ensureProxied makes the Service through the gate and its slices what they should be: there in mode Proxied, gone
-// otherwise. A Service of that name which is not ours is left alone; a problem says so.
+// keepsProxied tells whether the Service through the gate stays though the mode is Direct: clients may have its address,
+// and the gate serves them in both modes. It is not made again once somebody has deleted it.
+func (w *world) keepsProxied() bool {
+	return w.fn.Spec.Traffic != nil && !w.fn.IsProxied() && w.proxied != nil && metav1.IsControlledBy(w.proxied, w.fn)
+}
+
+// proxiedPort is the port of the Service through the gate: that of the own Service, but for its name once there is one.
+// kube-proxy finds endpoints by the name, and of a Service and its EndpointSlice that change it one is always first: for
+// about a second there would be no endpoint.
+func (w *world) proxiedPort() gatePort {
+	port := w.gatePort
+	if w.proxied != nil {
+		for _, have := range w.proxied.Spec.Ports {
+			if have.TargetPort.IntVal == port.Gate {
+				port.Service.Name = have.Name
+			}
+		}
+	}
+	return port
+}
+
+// ensureProxied makes the Service through the gate and its slices what they should be: there in mode Proxied, there as long
+// as nobody deletes it in mode Direct, gone otherwise. A Service of that name which is not ours is left alone; a problem
+// says so.
 func (r *Reconciler) ensureProxied(ctx context.Context, w *world) error {
 	fn := w.fn
-	want := fn.IsProxied() && !w.loses && fn.DeletionTimestamp == nil
+	want := (fn.IsProxied() || w.keepsProxied()) && !w.loses && fn.DeletionTimestamp == nil
 	if want && (!w.gateable() || w.gatePort.Gate == 0) {
 		return nil // what stands may still serve; a problem says what is wrong
 	}
@@ -225,7 +247,8 @@ func (r *Reconciler) ensureProxied(ctx context.Context, w *world) error {
 		}
 		return nil
 	}
-	service := renderService(fn, w.service, w.gatePort)
+	port := w.proxiedPort()
+	service := renderService(fn, w.service, port)
 	switch {
 	case w.proxied == nil:
 		if err := r.create(ctx, service); err != nil {
@@ -241,6 +264,6 @@ func (r *Reconciler) ensureProxied(ctx context.Context, w *world) error {
 			return err
 		}
 	}
-	rendered := renderSlices(fn, fn.OwnedName(), fn.OwnedName(), w.service.Spec.IPFamilies, w.gatePort, w.activators)
+	rendered := renderSlices(fn, fn.OwnedName(), fn.OwnedName(), w.service.Spec.IPFamilies, port, w.activators)
 	return r.ensureSlices(ctx, fn, w.proxiedSlices, rendered, len(w.activators) == 0)
 }

@@ -20,7 +20,7 @@ const (
 	// statusInterval is how often at most the status of an awake function is written for its values alone.
 	statusInterval = 15 * time.Second
 	// explainInterval is how often at most the API is asked why a function has no value.
-	explainInterval = 15 * time.Second
+	explainInterval = 5 * time.Second
 	// explainsPerPoll bounds those questions over all functions.
 	explainsPerPoll = 20
 	// parallelReads bounds the reads of one poll that are under way.

@@ -42,8 +42,11 @@ type world struct {
 	noGate string
 	// bounded is how many replicas have anything to do.
 	bounded bound
-	// missing is true when the workload, or the Service that is wanted, does not exist.
+	// missing is true when the workload, or a Service that is wanted, does not exist.
 	missing bool
+	// fallback is what spec.activation.fallback is resolved to, nil where it is not, for the reason of fallbackProblem.
+	fallback        *v1alpha1.FallbackStatus
+	fallbackProblem *problem
 	// problems are what is wrong, the worst first.
 	problems []problem
 }
@@ -93,7 +96,7 @@ func (r *Reconciler) observe(ctx context.Context, fn *v1alpha1.Function) (*world
 		w.gatePort.Gate = g.Port
 	}
 	for _, part := range []func(context.Context, *world) error{
-		r.observeWorkload, r.observeHPAs, r.observeActivators, r.observeService, r.observeGate, r.observeHosts,
+		r.observeWorkload, r.observeHPAs, r.observeActivators, r.observeService, r.observeGate, r.observeFallback,
 	} {
 		if err := part(ctx, w); err != nil {
 			return nil, err
@@ -194,7 +197,11 @@ func (r *Reconciler) observeService(ctx context.Context, w *world) error {
 	if err != nil {
 		return err
 	}
-	port, reason, message := servicePort(&service, w.fn.Spec.Traffic.Service.Port)
+	port, reason, message := servicePort("spec.traffic.service", &service, w.fn.Spec.Traffic.Service.Port)
+	if service.Spec.ClusterIP == corev1.ClusterIPNone {
+		reason, message = "ServiceUnsupported", fmt.Sprintf("spec.traffic.service: Service %s is headless, so that clients go around the gate; "+
+			"name a Service with a cluster IP", service.Name)
+	}
 	if reason != "" {
 		w.gateProblem(reason, "%s", message)
 		w.pods = v1alpha1.PodEndpoints(found, "")
@@ -202,6 +209,11 @@ func (r *Reconciler) observeService(ctx context.Context, w *world) error {
 	}
 	w.gatePort.Service = port
 	w.pods = v1alpha1.PodEndpoints(found, port.Name)
+	if app := ptr.Deref(port.AppProtocol, ""); !w.fn.IsTCP() && v1alpha1.PodProtocolOf(app) == v1alpha1.PodTLS {
+		w.gateProblem("AppProtocolUnsupported", "spec.traffic.service.port: port %d of Service %s has the appProtocol %s, and the gate does not "+
+			"speak TLS to pods; let the pods serve without TLS, and the Service port say kubernetes.io/h2c or nothing; or set "+
+			"spec.traffic.protocol TCP, which passes TLS through", port.Port, name, app)
+	}
 	rival, err := r.olderRival(ctx, w.fn, indexService, name)
 	if err != nil {
 		return err
@@ -213,33 +225,30 @@ func (r *Reconciler) observeService(ctx context.Context, w *world) error {
 	return nil
 }
 
-// servicePort resolves spec.traffic.service.port.
-func servicePort(service *corev1.Service, want *intstr.IntOrString) (port corev1.ServicePort, reason, message string) {
+// servicePort resolves the port of a Service that field of the spec names.
+func servicePort(field string, service *corev1.Service, want *intstr.IntOrString) (port corev1.ServicePort, reason, message string) {
 	switch {
 	case service.Spec.Type == corev1.ServiceTypeExternalName:
-		return port, "ServiceUnsupported", fmt.Sprintf("spec.traffic.service: Service %s is of type ExternalName, which has no endpoints; "+
-			"name a Service of type ClusterIP", service.Name)
-	case service.Spec.ClusterIP == corev1.ClusterIPNone:
-		return port, "ServiceUnsupported", fmt.Sprintf("spec.traffic.service: Service %s is headless, so that clients go around the gate; "+
-			"name a Service with a cluster IP", service.Name)
+		return port, "ServiceUnsupported", fmt.Sprintf("%s: Service %s is of type ExternalName, which has no endpoints; "+
+			"name a Service of type ClusterIP", field, service.Name)
 	case want == nil && len(service.Spec.Ports) == 1:
 		port = service.Spec.Ports[0]
 	case want == nil:
-		return port, "PortUnset", fmt.Sprintf("spec.traffic.service.port is not set and Service %s has %d ports (%s); name one of them",
-			service.Name, len(service.Spec.Ports), portNames(service))
+		return port, "PortUnset", fmt.Sprintf("%s.port is not set and Service %s has %d ports (%s); name one of them",
+			field, service.Name, len(service.Spec.Ports), portNames(service))
 	default:
 		i := slices.IndexFunc(service.Spec.Ports, func(p corev1.ServicePort) bool {
 			return (want.Type == intstr.String && want.StrVal == p.Name) || (want.Type == intstr.Int && want.IntVal == p.Port)
 		})
 		if i < 0 {
-			return port, "PortUnknown", fmt.Sprintf("spec.traffic.service.port: Service %s has no port %s; it has %s",
-				service.Name, want, portNames(service))
+			return port, "PortUnknown", fmt.Sprintf("%s.port: Service %s has no port %s; it has %s",
+				field, service.Name, want, portNames(service))
 		}
 		port = service.Spec.Ports[i]
 	}
 	if port.Protocol != "" && port.Protocol != corev1.ProtocolTCP {
-		return port, "ServiceUnsupported", fmt.Sprintf("spec.traffic.service.port: port %d of Service %s is %s; name one of TCP",
-			port.Port, service.Name, port.Protocol)
+		return port, "ServiceUnsupported", fmt.Sprintf("%s.port: port %d of Service %s is %s; name one of TCP",
+			field, port.Port, service.Name, port.Protocol)
 	}
 	return port, "", ""
 }
@@ -304,28 +313,11 @@ func (r *Reconciler) observeGate(ctx context.Context, w *world) error {
 	return nil
 }
 
-func (r *Reconciler) observeHosts(ctx context.Context, w *world) error {
-	if w.fn.Spec.Traffic == nil {
-		return nil
-	}
-	for _, host := range w.fn.Spec.Traffic.Hosts {
-		rival, err := r.olderRival(ctx, w.fn, indexHost, host)
-		if err != nil {
-			return err
-		}
-		if rival != "" {
-			w.problem(v1alpha1.ConditionReady, "HostConflict",
-				"spec.traffic.hosts: %s belongs to the older Function %s; remove it from one of the two", host, rival)
-		}
-	}
-	return nil
-}
-
 // olderRival names the oldest of the Functions that share the value of an index with fn and are older; empty when fn
-// is the oldest. Hosts are shared by all namespaces, workloads and Services by one.
+// is the oldest. Gate ports are shared by all namespaces, workloads and Services by one.
 func (r *Reconciler) olderRival(ctx context.Context, fn *v1alpha1.Function, index, value string) (string, error) {
 	opts := []client.ListOption{client.MatchingFields{index: value}}
-	if index != indexHost {
+	if index != indexGatePort {
 		opts = append(opts, client.InNamespace(fn.Namespace))
 	}
 	var list v1alpha1.FunctionList

@@ -29,6 +29,14 @@ func TestProblemsNameFieldAndRemedy(t *testing.T) {
 	hosts := func(fn *v1alpha1.Function) {
 		fn.Spec.Traffic = &v1alpha1.Traffic{Mode: v1alpha1.Proxied, Hosts: []string{"a.example"}}
 	}
+	fallback := func(name string, port ...intstr.IntOrString) func(*v1alpha1.Function) {
+		return func(fn *v1alpha1.Function) {
+			fn.Spec.Activation.Fallback = &v1alpha1.Fallback{Name: name}
+			if len(port) > 0 {
+				fn.Spec.Activation.Fallback.Port = &port[0]
+			}
+		}
+	}
 	tests := []struct {
 		name    string
 		fn      *v1alpha1.Function
@@ -67,6 +75,11 @@ func TestProblemsNameFieldAndRemedy(t *testing.T) {
 			[]string{"port 53", "UDP"},
 		},
 		{
+			"TLS to pods", newFunction("hello"), newService("hello", corev1.ServicePort{Port: 443, AppProtocol: new("https")}), nil,
+			"AppProtocolUnsupported",
+			[]string{"spec.traffic.service.port: port 443 of Service hello has the appProtocol https", "kubernetes.io/h2c"},
+		},
+		{
 			"workload of an older Function", newFunction("hello", younger), newService("hello"),
 			[]client.Object{newFunction("first", onHello)},
 			"WorkloadConflict",
@@ -83,6 +96,41 @@ func TestProblemsNameFieldAndRemedy(t *testing.T) {
 			[]client.Object{newFunction("first", hosts)},
 			"HostConflict",
 			[]string{"spec.traffic.hosts: a.example", "default/first"},
+		},
+		{
+			"no fallback", newFunction("hello", fallback("sorry")), newService("hello"), nil, "FallbackMissing",
+			[]string{"spec.activation.fallback.name: Service default/sorry does not exist; create it or correct the name"},
+		},
+		{
+			"unknown port of the fallback", newFunction("hello", fallback("sorry", intstr.FromInt32(81))), newService("hello"),
+			[]client.Object{newService("sorry", twoPorts...)},
+			"FallbackPortUnknown",
+			[]string{"spec.activation.fallback.port", "no port 81; it has http 80, admin 9000"},
+		},
+		{
+			"the fallback's port unset", newFunction("hello", fallback("sorry")), newService("hello"),
+			[]client.Object{newService("sorry", twoPorts...)},
+			"FallbackPortUnset",
+			[]string{"spec.activation.fallback.port is not set", "http 80, admin 9000"},
+		},
+		{
+			"the function is its own fallback", newFunction("hello", fallback("hello")), newService("hello"), nil, "FallbackServiceUnsupported",
+			[]string{"spec.activation.fallback.name", "the function's own", "name another one"},
+		},
+		{
+			"a fallback of TLS", newFunction("hello", fallback("sorry")), newService("hello"),
+			[]client.Object{newService("sorry", corev1.ServicePort{Port: 443, AppProtocol: new("https")})},
+			"FallbackServiceUnsupported",
+			[]string{"spec.activation.fallback.port: port 443", "https", "name a port without"},
+		},
+		{
+			"a fallback elsewhere", newFunction("hello", fallback("sorry")), newService("hello"),
+			[]client.Object{&corev1.Service{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "sorry"},
+				Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "example.com"},
+			}},
+			"FallbackServiceUnsupported",
+			[]string{"spec.activation.fallback: Service sorry is of type ExternalName"},
 		},
 	}
 	for _, tt := range tests {

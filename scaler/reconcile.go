@@ -11,9 +11,11 @@ import (
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -38,6 +40,8 @@ type Reconciler struct {
 	poller    *poller
 	proofs    *proofs
 	ports     *ports
+	hosts     hosts
+	ring      func(types.NamespacedName) // has a Function reconciled soon
 	metrics   *telemetry
 	records   records
 }
@@ -100,6 +104,7 @@ func (r *Reconciler) forget(fn types.NamespacedName) {
 	r.poller.forget(fn)
 	r.proofs.forget(fn)
 	r.ports.forget(fn)
+	r.hosts.forget(fn)
 }
 
 // tend does all that is to be done for a Function in normal times.
@@ -110,7 +115,8 @@ func (r *Reconciler) tend(ctx context.Context, w *world, rec *record) (reconcile
 			return reconcile.Result{}, err
 		}
 	}
-	if err := r.ensurePort(ctx, w, rec); err != nil {
+	again, err := r.ensurePort(ctx, w, rec)
+	if err != nil {
 		return reconcile.Result{}, err
 	}
 	seen := r.observed(w, rec.mem)
@@ -119,16 +125,25 @@ func (r *Reconciler) tend(ctx context.Context, w *world, rec *record) (reconcile
 	if madeErr != nil && !someoneWasQuicker(madeErr) {
 		w.problem(v1alpha1.ConditionReady, "WriteFailed", "%v; it is tried again", madeErr)
 	}
+	if keeps := w.keepsProxied(); keeps != rec.keepsProxied {
+		if rec.keepsProxied = keeps; keeps {
+			r.event(fn, corev1.EventTypeNormal, "ServiceKept", "Keep", fmt.Sprintf("spec.traffic.mode is Direct, and Service %s still leads "+
+				"through the gate for clients that have its address; delete it when there are none", w.fullName(fn.OwnedName())))
+		}
+	}
 	if rec.mem.unproven != "" {
 		w.problem(v1alpha1.ConditionReady, "GateUnproven", "the function is not put to sleep, because new connections to Service %s were not "+
 			"proven to reach the gate: %s; check NetworkPolicies and kube-proxy, and sessionAffinity of the Service",
 			w.fullName(fn.ServiceName()), rec.mem.unproven)
 	}
+	if w.fallbackProblem != nil {
+		w.problems = append(w.problems, *w.fallbackProblem)
+	}
 	r.track(w, rec, d)
 	if err := errors.Join(scaleErr, madeErr, r.writeStatus(ctx, w, rec, d, seen.Samples)); err != nil {
 		return reconcile.Result{}, err
 	}
-	result := reconcile.Result{RequeueAfter: d.Again}
+	result := reconcile.Result{RequeueAfter: sooner(d.Again, again)}
 	if !needsFinalizer(fn) && controllerutil.ContainsFinalizer(fn, v1alpha1.Finalizer) {
 		return result, r.patchFinalizer(ctx, fn, controllerutil.RemoveFinalizer)
 	}
@@ -254,36 +269,54 @@ func (r *Reconciler) patchScale(ctx context.Context, w *world, patch []byte) (ve
 	return scale.ResourceVersion, nil
 }
 
-// ensurePort gives the function a gate port and resolves its Service port, both in its status, before anything refers
-// to them: activators learn of the port from there.
-func (r *Reconciler) ensurePort(ctx context.Context, w *world, rec *record) error {
+// ensurePort gives the function a gate port, resolves its Service ports and grants its hosts, all in its status, before
+// anything refers to them: activators learn of them from there. again is when to look once more, 0 for not.
+func (r *Reconciler) ensurePort(ctx context.Context, w *world, rec *record) (again time.Duration, err error) {
 	if w.fn.Spec.Traffic == nil {
 		w.gatePort.Gate = 0
-		return nil
+		return 0, nil
 	}
 	port, err := r.portOf(ctx, w.fn)
 	if errors.Is(err, errPortsExhausted) {
 		w.gatePort.Gate = 0
 		w.gateProblem("GatePortsExhausted", "%v; raise the scaler's port range or delete Functions", err)
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	w.gatePort.Gate = port
-	gate := v1alpha1.GateStatus{Port: port, ServicePort: w.gatePort.Service.Name}
+	gate := v1alpha1.GateStatus{
+		Port: port, ServicePort: w.gatePort.Service.Name, AppProtocol: ptr.Deref(w.gatePort.Service.AppProtocol, ""), Fallback: w.fallback,
+	}
+	if gate.Hosts, again, err = r.grantHosts(ctx, w, rec); err != nil {
+		return 0, err
+	}
+	var lost []string
 	if old := w.fn.Status.Gate; old != nil {
 		gate.InPath = old.InPath
 		if !w.gateable() {
-			gate.ServicePort = old.ServicePort
+			gate.ServicePort, gate.AppProtocol = old.ServicePort, old.AppProtocol
 		}
-		if *old == gate {
-			return nil
+		if equality.Semantic.DeepEqual(*old, gate) {
+			return again, nil
 		}
+		lost = slices.DeleteFunc(slices.Clone(old.Hosts), func(h string) bool { return slices.Contains(gate.Hosts, h) })
 	}
 	next := w.fn.Status.DeepCopy()
 	next.Gate = &gate
-	return r.patchStatus(ctx, w.fn, rec, next)
+	if err := r.patchStatus(ctx, w.fn, rec, next); err != nil {
+		return 0, err
+	}
+	// Who looked before this write may have been told that the host is taken.
+	for _, host := range lost {
+		for _, rival := range r.withIndex(ctx, "", indexHost, host) {
+			if rival.NamespacedName != w.fn.Key() {
+				r.ring(rival.NamespacedName)
+			}
+		}
+	}
+	return again, nil
 }
 
 // portOf is the gate port of fn: the one in its status unless an older Function has it too, else a free one.

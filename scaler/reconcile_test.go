@@ -52,7 +52,7 @@ func TestNewFunctionIsSetUp(t *testing.T) {
 		}
 		want := v1alpha1.FunctionStatus{
 			ObservedGeneration: 1, Phase: v1alpha1.Active, Replicas: 1, ReadyReplicas: 1,
-			Gate: &v1alpha1.GateStatus{Port: 20000, ServicePort: "http"},
+			Gate: &v1alpha1.GateStatus{Port: 20000, ServicePort: "http", AppProtocol: "http"},
 		}
 		got := *fn.Status.DeepCopy()
 		got.Conditions, got.Metrics = nil, nil
@@ -365,10 +365,43 @@ func TestProxied(t *testing.T) {
 		s.reconcile("hello")
 		s.wrote("update *v1.Service sluice-hello")
 
-		// To Direct: the Service goes.
+		// The port of the own Service gets another name and number: the name stays, by which kube-proxy finds the endpoints.
+		change(s, "hello", func(service *corev1.Service) { service.Spec.Ports[0].Name, service.Spec.Ports[0].Port = "web", 82 })
+		s.reconcile("hello")
+		s.wrote("update *v1.Service sluice-hello")
+		if p := get[corev1.Service](s, "sluice-hello").Spec.Ports[0]; p.Name != "http" || p.Port != 82 {
+			s.Errorf("port %q %d, want http 82", p.Name, p.Port)
+		}
+
+		// To Direct: the Service stays, and is looked after, for clients that have its address.
+		s.newEvents()
 		change(s, "hello", func(fn *v1alpha1.Function) { fn.Spec = newFunction("hello").Spec })
 		s.reconcile("hello")
-		s.wrote("delete *v1.EndpointSlice sluice-hello", "delete *v1.Service sluice-hello")
+		s.reconcile("hello")
+		s.wrote()
+		if diff := cmp.Diff([]string{"ServiceKept"}, s.newEvents()); diff != "" {
+			s.Errorf("events (-want +got):\n%s", diff)
+		}
+		change(s, "sluice-hello", func(service *corev1.Service) { service.Spec.Ports[0].Port = 81 })
+		s.reconcile("hello")
+		s.wrote("update *v1.Service sluice-hello")
+
+		// Once somebody deletes it, it is gone.
+		if err := s.Delete(s.Context(), get[corev1.Service](s, "sluice-hello")); err != nil {
+			s.Fatal(err)
+		}
+		s.writes = nil
+		s.reconcile("hello")
+		s.reconcile("hello")
+		s.wrote("delete *v1.EndpointSlice sluice-hello")
+	})
+	inStory(t, awakeWorld(newFunction("hello", proxied)), func(s *story) {
+		s.reconcile("hello")
+		s.writes = nil
+		// Without traffic there is no gate.
+		change(s, "hello", func(fn *v1alpha1.Function) { fn.Spec.Traffic, fn.Spec.Metrics, fn.Spec.Scale.MinReplicas = nil, nil, 1 })
+		s.reconcile("hello")
+		s.wrote("delete *v2.HorizontalPodAutoscaler sluice-hello", "delete *v1.EndpointSlice sluice-hello", "delete *v1.Service sluice-hello")
 	})
 }
 

@@ -36,6 +36,10 @@ type record struct {
 	missingSince time.Time
 	// trackedSince is since when the function's metrics are read; zero while they are not.
 	trackedSince time.Time
+	// hostsLeft are hosts that are granted and no longer in the spec, and since when.
+	hostsLeft map[string]time.Time
+	// keepsProxied is world.keepsProxied, of which an Event tells once.
+	keepsProxied bool
 }
 
 // wait says how long to wait before it is believed that something is missing; 0 when nothing is, or for long enough.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -57,6 +58,25 @@ func TestSleeperThatMaySleepNoMore(t *testing.T) {
 		s.wrote("delete *v1.EndpointSlice sluice-hello.gate")
 		if got := s.function("hello").Status.Phase; got != v1alpha1.Active {
 			s.Errorf("phase %s, want Active", got)
+		}
+	})
+}
+
+// What the gate speaks to the pods follows the Service, also while the function sleeps; a Service that cannot be had as it
+// now is leaves what was.
+func TestAppProtocolFollowsTheService(t *testing.T) {
+	inStory(t, awakeWorld(newFunction("hello")), func(s *story) {
+		s.metrics("hello", 0, 0)
+		s.fallAsleep("hello")
+		for _, tt := range []struct {
+			says *string
+			want string
+		}{{new("kubernetes.io/h2c"), "kubernetes.io/h2c"}, {new("https"), "kubernetes.io/h2c"}, {nil, ""}} {
+			change(s, "hello", func(service *corev1.Service) { service.Spec.Ports[0].AppProtocol = tt.says })
+			s.reconcile("hello")
+			if got := s.function("hello").Status.Gate.AppProtocol; got != tt.want {
+				s.Errorf("the Service says %v: appProtocol %q in the status, want %q", tt.says, got, tt.want)
+			}
 		}
 	})
 }

@@ -21,6 +21,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
+	"github.com/sluice-dev/sluice/api/watches"
 )
 
 // name of the scaler: its Lease, its field manager, and who reports its Events.
@@ -122,6 +123,7 @@ func Run(ctx context.Context, options Options) error {
 		poller:    poller,
 		proofs:    proofs,
 		ports:     newPorts(o.FirstPort, o.LastPort),
+		ring:      bell.ring,
 		metrics:   telemetry,
 	}
 	if err := r.setUp(ctx, mgr, bell); err != nil {
@@ -163,6 +165,14 @@ func newManager(ctx context.Context, o Options) (manager.Manager, error) {
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject:         byObject,
+		},
+		NewCache: func(cfg *rest.Config, co cache.Options) (cache.Cache, error) {
+			cfg = watches.Config(ctx, cfg)
+			var err error
+			if co.HTTPClient, err = rest.HTTPClientFor(cfg); err != nil {
+				return nil, err
+			}
+			return cache.New(cfg, co)
 		},
 		Metrics:                       metricsserver.Options{BindAddress: o.MetricsAddress},
 		HealthProbeBindAddress:        o.HealthAddress,

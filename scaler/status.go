@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
@@ -47,6 +46,9 @@ func renderStatus(w *world, rec *record, d decision, samples map[string]sample) 
 	case w.fn.Spec.Traffic == nil || (w.gatePort.Gate == 0 && !w.loses):
 		next.Gate = nil
 	case next.Gate != nil:
+		if w.loses {
+			next.Gate.Hosts = nil
+		}
 		next.Gate.InPath = d.Gate && (len(w.activators) > 0 || len(w.gateSlices) > 0)
 	}
 	if d.Phase == v1alpha1.Idle {
@@ -121,7 +123,7 @@ func shownValue(v float64) *resource.Quantity {
 // isTransition tells whether next says something that has to be written at once.
 func isTransition(prev, next *v1alpha1.FunctionStatus) bool {
 	if prev.ObservedGeneration != next.ObservedGeneration || prev.Phase != next.Phase || prev.Replicas != next.Replicas ||
-		!ptr.Equal(prev.Gate, next.Gate) || !equality.Semantic.DeepEqual(prev.LastDecision, next.LastDecision) {
+		!equality.Semantic.DeepEqual(prev.Gate, next.Gate) || !equality.Semantic.DeepEqual(prev.LastDecision, next.LastDecision) {
 		return true
 	}
 	for _, c := range next.Conditions {

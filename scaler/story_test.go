@@ -100,6 +100,7 @@ func (s *story) restart() {
 		poller:    newPoller(nil, time.Second, func(types.NamespacedName) {}, newTelemetry()),
 		proofs:    newProofs(s.proofs, func(types.NamespacedName, bool) {}),
 		ports:     newPorts(20000, 20009),
+		ring:      func(types.NamespacedName) {},
 		metrics:   newTelemetry(),
 	}
 	if old != nil {

@@ -32,7 +32,8 @@ import (
 const (
 	indexWorkload = "workload" // workloadIndex of the workload
 	indexService  = "service"  // name of the own Service
-	indexHost     = "host"     // each of spec.traffic.hosts
+	indexFallback = "fallback" // name of the Service of spec.activation.fallback
+	indexHost     = "host"     // each of spec.traffic.hosts and status.gate.hosts
 	indexGatePort = "gatePort" // status.gate.port
 )
 
@@ -45,12 +46,13 @@ var indexes = map[string]func(*v1alpha1.Function) []string{
 		}
 		return nil
 	},
-	indexHost: func(fn *v1alpha1.Function) []string {
-		if fn.Spec.Traffic == nil {
-			return nil
+	indexFallback: func(fn *v1alpha1.Function) []string {
+		if f := fn.Spec.Activation.Fallback; f != nil {
+			return []string{f.Name}
 		}
-		return fn.Spec.Traffic.Hosts
+		return nil
 	},
+	indexHost: hostsConcerned,
 	indexGatePort: func(fn *v1alpha1.Function) []string {
 		if fn.Status.Gate == nil {
 			return nil
@@ -145,10 +147,8 @@ func (r *Reconciler) rivals(ctx context.Context, obj client.Object) []reconcile.
 	if name := fn.ServiceName(); name != "" {
 		found = append(found, r.withIndex(ctx, fn.Namespace, indexService, name)...)
 	}
-	if fn.Spec.Traffic != nil {
-		for _, host := range fn.Spec.Traffic.Hosts {
-			found = append(found, r.withIndex(ctx, "", indexHost, host)...)
-		}
+	for _, host := range hostsConcerned(fn) {
+		found = append(found, r.withIndex(ctx, "", indexHost, host)...)
 	}
 	return slices.DeleteFunc(found, func(q reconcile.Request) bool { return q.NamespacedName == fn.Key() })
 }
@@ -168,6 +168,7 @@ func (r *Reconciler) ofHPA(ctx context.Context, obj client.Object) []reconcile.R
 
 func (r *Reconciler) ofService(ctx context.Context, obj client.Object) []reconcile.Request {
 	found := append(labelled(obj), r.withIndex(ctx, obj.GetNamespace(), indexService, obj.GetName())...)
+	found = append(found, r.withIndex(ctx, obj.GetNamespace(), indexFallback, obj.GetName())...)
 	// One that stands in the way of sluice-<function> carries no label of ours.
 	if name := obj.GetName(); len(name) > len("sluice-") && name[:len("sluice-")] == "sluice-" {
 		found = append(found, reconcile.Request{

@@ -2,6 +2,7 @@ package v1alpha1
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,6 +54,11 @@ func (f *Function) OwnedName() string { return "sluice-" + f.Name }
 
 // IsProxied tells whether the gate is always in the path of the function's Service sluice-<name>.
 func (f *Function) IsProxied() bool { return f.Spec.Traffic != nil && f.Spec.Traffic.Mode == Proxied }
+
+// WantsHost tells whether the spec asks for host at the shared door, and the Function is one that can have it.
+func (f *Function) WantsHost(host string) bool {
+	return f.IsProxied() && f.DeletionTimestamp == nil && !f.IsSuperseded() && slices.Contains(f.Spec.Traffic.Hosts, host)
+}
 
 // MaySleep tells whether the function may have no replica: its minReplicas is 0, and there is something to wake it.
 func (f *Function) MaySleep() bool {
@@ -146,6 +152,20 @@ func (f *Function) AwakeReplicas(n int32) int32 {
 	return min(max(n, f.Spec.Scale.MinReplicas, 1), max(f.Spec.Scale.MaxReplicas, 1))
 }
 
+// ConcurrencyLimit is how many requests one pod has at the same time at most, 0 for no limit. There is none in mode Direct,
+// where the gate is not in the path.
+func (f *Function) ConcurrencyLimit() int32 {
+	if !f.IsProxied() {
+		return 0
+	}
+	for _, m := range f.Spec.Metrics {
+		if m.Concurrency != nil {
+			return m.Concurrency.Limit
+		}
+	}
+	return 0
+}
+
 // WakeReplicas is the number of replicas that held requests ask for: one for each target of the concurrency metric,
 // or for each activation.perReplica where there is none, within the bounds of AwakeReplicas.
 func (f *Function) WakeReplicas(held int) int32 {
@@ -153,6 +173,9 @@ func (f *Function) WakeReplicas(held int) int32 {
 	for _, m := range f.Spec.Metrics {
 		if m.Concurrency != nil {
 			per = m.Concurrency.Target.AsApproximateFloat64()
+			if limit := f.ConcurrencyLimit(); limit > 0 {
+				per = min(per, float64(limit))
+			}
 		}
 	}
 	if per <= 0 {

@@ -18,6 +18,7 @@ func TestWakeReplicas(t *testing.T) {
 		name       string
 		perReplica int32
 		target     string // of the concurrency metric
+		limit      int32  // of it
 		min, max   int32
 		held       int
 		want       int32
@@ -26,6 +27,8 @@ func TestWakeReplicas(t *testing.T) {
 		{name: "rounded up", perReplica: 100, max: 5, held: 101, want: 2},
 		{name: "the concurrency target comes first", perReplica: 100, target: "10", max: 50, held: 101, want: 11},
 		{name: "a target below one", perReplica: 100, target: "500m", max: 50, held: 3, want: 6},
+		{name: "a limit below the target", target: "10", limit: 5, max: 50, held: 101, want: 21},
+		{name: "a limit above the target", target: "10", limit: 50, max: 50, held: 101, want: 11},
 		{name: "never above maxReplicas", perReplica: 1, max: 5, held: 1000, want: 5},
 		{name: "never below minReplicas", perReplica: 100, min: 3, max: 5, held: 1, want: 3},
 		{name: "never zero", perReplica: 100, max: 5, held: 0, want: 1},
@@ -34,14 +37,37 @@ func TestWakeReplicas(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			fn := Function{Spec: FunctionSpec{
+				Traffic:    &Traffic{Mode: Proxied},
 				Scale:      Scale{MinReplicas: tt.min, MaxReplicas: tt.max},
 				Activation: Activation{PerReplica: tt.perReplica},
 			}}
 			if tt.target != "" {
-				fn.Spec.Metrics = []Metric{{Concurrency: &ConcurrencyMetric{Target: resource.MustParse(tt.target)}}}
+				fn.Spec.Metrics = []Metric{{Concurrency: &ConcurrencyMetric{Target: resource.MustParse(tt.target), Limit: tt.limit}}}
 			}
 			if got := fn.WakeReplicas(tt.held); got != tt.want {
 				t.Errorf("WakeReplicas(%d) = %d, want %d", tt.held, got, tt.want)
+			}
+		})
+	}
+}
+
+func TestConcurrencyLimit(t *testing.T) {
+	concurrency := Metric{Concurrency: &ConcurrencyMetric{Limit: 7}}
+	for _, tt := range []struct {
+		name    string
+		traffic *Traffic
+		metrics []Metric
+		want    int32
+	}{
+		{"of the metric", &Traffic{Mode: Proxied}, []Metric{{RequestRate: &RequestRateMetric{}}, concurrency}, 7},
+		{"none without it", &Traffic{Mode: Proxied}, []Metric{{RequestRate: &RequestRateMetric{}}}, 0},
+		{"none past the gate", &Traffic{Mode: Direct}, []Metric{concurrency}, 0},
+		{"none without traffic", nil, []Metric{concurrency}, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			fn := Function{Spec: FunctionSpec{Traffic: tt.traffic, Metrics: tt.metrics}}
+			if got := fn.ConcurrencyLimit(); got != tt.want {
+				t.Errorf("got %d, want %d", got, tt.want)
 			}
 		})
 	}

@@ -46,9 +46,12 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 		"how often each pod that counts its own requests is measured; 5s is for thousands of them")
 	flags.DurationVar(&o.intervals.Query, "query-interval", 10*time.Second, "how often each query of a Function is asked")
 	flags.DurationVar(&o.intervals.Lag, "kafka-interval", 2*time.Second, "how often the consumer groups of Functions are measured")
-	flags.StringSliceVar(&o.allow, "prometheus-allow", nil,
+	flags.StringSliceVar(&o.prometheusAllow, "prometheus-allow", nil,
 		"`servers` that Functions may query, separated by commas: hosts, with or without a port, or URLs. Without any, all "+
 			"but those at loopback and link-local addresses")
+	flags.StringSliceVar(&o.kafkaAllow, "kafka-allow", nil,
+		"Kafka `servers` that Functions may name, separated by commas: hosts, with or without a port. Without any, all but those "+
+			"at loopback and link-local addresses")
 	flags.DurationVar(&o.adapter.DrainDelay, "drain-delay", 5*time.Second,
 		"how long to go on serving after SIGTERM, while readiness fails")
 	o.adapter.AddFlags(flags)

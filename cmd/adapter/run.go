@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -25,7 +26,8 @@ import (
 type options struct {
 	adapter   adapter.Options
 	intervals providers.Intervals
-	allow     []string // servers that Functions may query; see prometheus.Options
+	// servers that Functions may name; see the Options of prometheus and kafka
+	prometheusAllow, kafkaAllow []string
 }
 
 // complete checks the flags, and says to package adapter what they say.
@@ -68,26 +70,32 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer scraper.Close()
-	queries, err := prometheus.New(prometheus.Options{Secrets: secrets, Allow: o.allow})
+	queries, err := prometheus.New(prometheus.Options{Secrets: secrets, Allow: o.prometheusAllow})
 	if err != nil {
 		return fmt.Errorf("--prometheus-allow: %w", err)
 	}
 	defer queries.Close()
 	o.adapter.Registry = metrics.NewRegistry()
-	lags, err := kafka.New(kafka.Options{Secrets: secrets, Interval: o.intervals.Lag, Registerer: o.adapter.Registry})
+	lags, err := kafka.New(kafka.Options{
+		Secrets: secrets, Allow: o.kafkaAllow, Interval: o.intervals.Lag, Registerer: o.adapter.Registry,
+	})
 	if err != nil {
 		return err
 	}
 	defer lags.Close()
 	store := providers.NewStore(o.intervals)
 	o.adapter.Reader = store
+	events, err := newEvents(o.adapter)
+	if err != nil {
+		return err
+	}
 	collector, err := providers.NewCollector(providers.Options{
 		Store:     store,
 		Discovery: &requests.Discovery{Config: o.adapter.Config, Namespace: o.adapter.Namespace},
 		Sources: map[providers.Kind]providers.Source{
 			providers.Activator: scraper, providers.Pod: scraper, providers.Query: queries, providers.Lag: lags,
 		},
-		Registerer: o.adapter.Registry,
+		Notifier: events, Registerer: o.adapter.Registry,
 	})
 	if err != nil {
 		return err
@@ -103,6 +111,7 @@ func run(ctx context.Context, o options) (err error) {
 	defer running.Wait()
 	defer cancel()
 	running.Go(func() { stop(collector.Run(measuring)) })
+	running.Go(func() { events.Run(measuring) })
 	if err := adapter.Run(serving, o.adapter); err != nil {
 		return err
 	}
@@ -110,6 +119,15 @@ func run(ctx context.Context, o options) (err error) {
 		return cause
 	}
 	return nil
+}
+
+// newEvents names this replica by its host, which in a pod is the pod.
+func newEvents(o adapter.Options) (*adapter.Events, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("name of this replica: %w", err)
+	}
+	return adapter.NewEvents(o.Config, o.Reader, host, o.Registry)
 }
 
 // maxConnections is how many of the files that the process may open are for connections to pods and activators: the

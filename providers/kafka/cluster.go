@@ -12,7 +12,8 @@ import (
 	"time"
 
 	"github.com/segmentio/kafka-go/protocol"
-	"github.com/segmentio/kafka-go/protocol/metadata"
+
+	"github.com/sluice-dev/sluice/providers"
 )
 
 // missingTTL is how long it is taken for true that a topic cannot be used: it may be created, or allowed, at any time.
@@ -28,6 +29,7 @@ type want struct {
 // topicLayout is what metadata says of a topic.
 type topicLayout struct {
 	err     error
+	id      topicID   // zero where it is not known
 	leaders []int32   // by partition; -1 for none
 	read    time.Time // when it was
 }
@@ -41,7 +43,8 @@ type brokers struct {
 	security  security
 	counted   func(protocol.ApiKey) // safe for concurrent use
 
-	addresses    map[int32]string // of brokers by node
+	addresses    map[int32]string  // of brokers by node; none where a broker advertises nothing that can be one
+	advertisers  map[string]string // by address: who has named it last, if that is not the bootstrap list or itself
 	topics       map[string]topicLayout
 	read         time.Time         // when the layout was
 	stale        bool              // something said that it is not true any more
@@ -123,13 +126,17 @@ func (b *brokers) layout(ctx context.Context, topics []string) error {
 	if len(unsure) == 0 {
 		return nil
 	}
-	answer, err := first[*metadata.Response](ctx, b, &metadata.Request{TopicNames: unsure})
+	request := &metadataRequest{Topics: make([]metadataAsking, len(unsure))}
+	for i, t := range unsure {
+		request.Topics[i].Name = t
+	}
+	answer, from, err := first[*metadataResponse](ctx, b, request)
 	if err == nil {
 		err = bounded(answer)
 	}
 	switch {
 	case err == nil:
-		b.adopt(answer, all)
+		b.adopt(answer, from, all)
 	case all:
 		return err
 	default: // the others are as they were
@@ -144,7 +151,7 @@ func (b *brokers) layout(ctx context.Context, topics []string) error {
 // itself a bootstrap server may be anything.
 const maxBrokers, maxPartitions = 1000, 200_000
 
-func bounded(m *metadata.Response) error {
+func bounded(m *metadataResponse) error {
 	partitions := 0
 	for _, t := range m.Topics {
 		partitions += len(t.Partitions)
@@ -155,12 +162,13 @@ func bounded(m *metadata.Response) error {
 	return nil
 }
 
-// first asks one broker after the other, until one answers. It does not wait for one that is slow: the next is asked at the
-// side after an eighth of the time, so that neither a broker that hangs takes the time of the others, nor many brokers that
-// of one that is far away.
-func first[T protocol.Message](ctx context.Context, b *brokers, request protocol.Message) (T, error) {
+// first asks one broker after the other, until one answers, and returns its address too. It does not wait for one that is
+// slow: the next is asked at the side after an eighth of the time, so that neither a broker that hangs takes the time of the
+// others, nor many brokers that of one that is far away.
+func first[T protocol.Message](ctx context.Context, b *brokers, request protocol.Message) (T, string, error) {
 	type result struct {
 		answer T
+		from   string
 		err    error
 	}
 	all := b.candidates()
@@ -183,21 +191,34 @@ func first[T protocol.Message](ctx context.Context, b *brokers, request protocol
 			asking.Go(func() {
 				answer, err := ask[T](ctx, b, address, request)
 				if err != nil {
-					err = fmt.Errorf("broker %s: %w", address, err)
+					err = b.failed(address, err)
 				}
-				results <- result{answer, err}
+				results <- result{answer, address, err}
 			})
 		}
 		select {
 		case r := <-results:
 			if r.err == nil {
-				return r.answer, nil
+				return r.answer, r.from, nil
 			}
 			errs = append(errs, r.err)
 		case <-timer.C:
 		}
 	}
-	return none, errors.Join(errs...)
+	return none, "", someOf(errs)
+}
+
+// someOf is what the first of many errors say, on one line. There is at least one.
+func someOf(errs []error) error {
+	const most = 3
+	err := errs[0]
+	for _, another := range errs[1:min(len(errs), most)] {
+		err = fmt.Errorf("%w; %w", err, another)
+	}
+	if n := len(errs) - most; n > 0 {
+		err = fmt.Errorf("%w; and %d more", err, n)
+	}
+	return err
 }
 
 // candidates are whom to ask what every broker knows: those that answered last, then those of the bootstrap list.
@@ -213,19 +234,29 @@ func (b *brokers) candidates() []string {
 	return all
 }
 
-// adopt takes what m says of its topics; where it is of all topics, there are no others any more.
-func (b *brokers) adopt(m *metadata.Response, all bool) {
+// adopt takes what m, which is from a broker, says of its topics; where it is of all topics, there are no others any more.
+func (b *brokers) adopt(m *metadataResponse, from string, all bool) {
 	now := time.Now()
+	was, remade := b.topics, map[string]bool{}
 	if all {
 		b.read, b.stale = now, false
 		b.topics = make(map[string]topicLayout, len(m.Topics))
 	}
 	b.addresses = make(map[int32]string, len(m.Brokers))
+	before := b.advertisers
+	b.advertisers = make(map[string]string, len(m.Brokers))
+	for _, address := range b.coordinators {
+		if by, ok := before[address]; ok {
+			b.advertisers[address] = by
+		}
+	}
 	for _, broker := range m.Brokers {
-		b.addresses[broker.NodeID] = net.JoinHostPort(broker.Host, strconv.Itoa(int(broker.Port)))
+		if address, ok := b.advertised(from, broker.Host, broker.Port); ok {
+			b.addresses[broker.NodeID] = address
+		}
 	}
 	for _, t := range m.Topics {
-		layout := topicLayout{leaders: make([]int32, len(t.Partitions)), read: now}
+		layout := topicLayout{id: t.id(), leaders: make([]int32, len(t.Partitions)), read: now}
 		if t.ErrorCode != 0 {
 			layout.err = codeError(t.ErrorCode)
 		}
@@ -239,14 +270,41 @@ func (b *brokers) adopt(m *metadata.Response, all bool) {
 			}
 			layout.leaders[p.PartitionIndex] = p.LeaderID
 		}
+		if was[t.Name].id != layout.id {
+			remade[t.Name] = true
+		}
 		b.topics[t.Name] = layout
 	}
 	// A topic that cannot be used may be another one when it can.
 	maps.DeleteFunc(b.starts, func(p partition, _ int64) bool {
 		layout, ok := b.topics[p.topic]
-		return !ok || layout.err != nil || int(p.id) >= len(layout.leaders)
+		return !ok || layout.err != nil || int(p.id) >= len(layout.leaders) || remade[p.topic]
 	})
 	b.prune()
+}
+
+// advertised is an address that a broker has named; false where it can be none. Who names addresses may be anything: where
+// they lead is seen when they are dialled.
+func (b *brokers) advertised(from, host string, port int32) (string, bool) {
+	address := net.JoinHostPort(host, strconv.Itoa(int(port)))
+	if _, err := providers.ParseAddress(address); err != nil {
+		return "", false
+	}
+	if address != from && !slices.Contains(b.bootstrap, address) {
+		b.advertisers[address] = from
+	}
+	return address, true
+}
+
+// failed says of which broker err is, and who has named its address if it is none at which there is one. Safe for
+// concurrent use.
+func (b *brokers) failed(address string, err error) error {
+	if from, ok := b.advertisers[address]; ok {
+		if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+			return fmt.Errorf("broker %s advertises %s: %w", from, address, err)
+		}
+	}
+	return fmt.Errorf("broker %s: %w", address, err)
 }
 
 // prune closes connections to brokers that are gone.

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"slices"
-	"strconv"
 	"sync"
 
 	"github.com/segmentio/kafka-go"
@@ -51,7 +49,7 @@ func (b *brokers) fetchCommitted(ctx context.Context, wants []want, f *found) {
 		for some := range slices.Chunk(asked, groupsAtOnce) {
 			answers, err := b.offsetFetch(ctx, address, some)
 			if err != nil {
-				err = fmt.Errorf("broker %s: %w", address, err)
+				err = b.failed(address, err)
 			}
 			mu.Lock()
 			b.takeCommitted(f, some, answers, err)
@@ -82,18 +80,18 @@ func (b *brokers) findCoordinators(ctx context.Context, groups []offsetFetchGrou
 		if one {
 			some = unknown[:1]
 		}
-		answer, err := first[*findCoordinatorResponse](ctx, b, &findCoordinatorRequest{Key: some[0], Keys: some})
+		answer, from, err := first[*findCoordinatorResponse](ctx, b, &findCoordinatorRequest{Key: some[0], Keys: some})
 		if err == nil && answer.Coordinators == nil { // below version 4
 			one, some = true, some[:1]
 			answer.Coordinators = []coordinator{{some[0], answer.NodeID, answer.Host, answer.Port, answer.ErrorCode, answer.ErrorMessage}}
 		}
-		b.takeCoordinators(f, some, answer, err)
+		b.takeCoordinators(f, some, answer, from, err)
 		unknown = unknown[len(some):]
 	}
 }
 
-// takeCoordinators remembers those that are answered for the groups asked for, and says in f why the others are not.
-func (b *brokers) takeCoordinators(f *found, asked []string, answer *findCoordinatorResponse, err error) {
+// takeCoordinators remembers those that a broker has answered for the groups asked for, and says in f why the others are not.
+func (b *brokers) takeCoordinators(f *found, asked []string, answer *findCoordinatorResponse, from string, err error) {
 	if err == nil {
 		err = errors.New("nothing was said of it")
 	}
@@ -106,11 +104,15 @@ func (b *brokers) takeCoordinators(f *found, asked []string, answer *findCoordin
 	for _, c := range answer.Coordinators {
 		switch _, ok := f.groups[c.Key]; {
 		case !ok: // nobody asked
-		case c.Host == "" && c.ErrorCode == 0: // as those have it that say nothing; it would be this machine
 		case c.ErrorCode != 0:
 			f.groups[c.Key] = committed{err: fmt.Errorf("coordinator of group %q: %w", c.Key, codeError(c.ErrorCode))}
 		default:
-			b.coordinators[c.Key] = net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))
+			address, ok := b.advertised(from, c.Host, c.Port)
+			if !ok {
+				f.groups[c.Key] = committed{err: fmt.Errorf("coordinator of group %q: broker %d %w", c.Key, c.NodeID, errNoAddress)}
+				continue
+			}
+			b.coordinators[c.Key] = address
 			delete(f.groups, c.Key)
 		}
 	}
@@ -170,9 +172,7 @@ func (b *brokers) takeCommitted(f *found, asked []offsetFetchGroup, answers []co
 	}
 	pending := make(map[string]*offsetFetchGroup, len(asked))
 	for i := range asked {
-		g := &asked[i]
-		pending[g.GroupID] = g
-		f.groups[g.GroupID] = committed{err: fmt.Errorf("offsets of group %q: %w", g.GroupID, err)}
+		pending[asked[i].GroupID] = &asked[i]
 	}
 	for _, a := range answers {
 		g := pending[a.GroupID]
@@ -191,6 +191,9 @@ func (b *brokers) takeCommitted(f *found, asked []offsetFetchGroup, answers []co
 		}
 	}
 	for group := range pending {
+		if _, said := f.groups[group]; !said {
+			f.groups[group] = committed{err: fmt.Errorf("offsets of group %q: %w", group, err)}
+		}
 		if !slow {
 			delete(b.coordinators, group)
 		}
@@ -199,7 +202,11 @@ func (b *brokers) takeCommitted(f *found, asked []offsetFetchGroup, answers []co
 
 // offsets are those of an answer. A partition that it leaves out is not known.
 func (g *offsetFetchGroup) offsets(a *committedOfAGroup) map[partition]reading {
-	all := map[partition]reading{}
+	n := 0
+	for _, t := range g.Topics {
+		n += len(t.Partitions)
+	}
+	all := make(map[partition]reading, n)
 	if kafka.Error(a.ErrorCode) == groupIDNotFound { // a group that is not there has committed nothing
 		for _, t := range g.Topics {
 			for _, p := range t.Partitions {

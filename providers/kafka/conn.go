@@ -18,6 +18,8 @@ import (
 	"github.com/segmentio/kafka-go/protocol/saslauthenticate"
 	"github.com/segmentio/kafka-go/protocol/saslhandshake"
 	"github.com/segmentio/kafka-go/sasl"
+
+	"github.com/sluice-dev/sluice/providers"
 )
 
 // clientID is what brokers' logs and quotas see.
@@ -29,6 +31,8 @@ type security struct {
 	tls *tls.Config
 	// sasl is nil for none.
 	sasl sasl.Mechanism
+	// allow says which of them may be at any address.
+	allow providers.AllowList
 }
 
 // conn is a connection to one broker, authenticated, with versions agreed upon. It takes one request at a time, and is of
@@ -46,19 +50,18 @@ type conn struct {
 
 // dial connects to address, until ctx ends.
 func dial(ctx context.Context, address string, s security, sent func(protocol.ApiKey)) (*conn, error) {
-	raw, err := (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext(ctx, "tcp", address)
+	server, err := providers.ParseAddress(address)
 	if err != nil {
 		return nil, err
 	}
-	host, port, err := net.SplitHostPort(address)
+	raw, err := s.allow.Dialer(server).DialContext(ctx, "tcp", address)
 	if err != nil {
-		_ = raw.Close()
 		return nil, err
 	}
 	if s.tls != nil {
 		config := s.tls.Clone()
 		if config.ServerName == "" {
-			config.ServerName = host
+			config.ServerName = server.Host
 		}
 		raw = tls.Client(raw, config)
 	}
@@ -68,8 +71,8 @@ func dial(ctx context.Context, address string, s security, sent func(protocol.Ap
 		return nil, fmt.Errorf("agree on versions: %w", err)
 	}
 	if s.sasl != nil {
-		number, _ := strconv.Atoi(port) // a name of a port is resolved by the dialer alone
-		metadata := &sasl.Metadata{Host: host, Port: number}
+		port, _ := strconv.Atoi(server.Port) // parsed once already
+		metadata := &sasl.Metadata{Host: server.Host, Port: port}
 		if err := c.authenticate(sasl.WithMetadata(ctx, metadata), s.sasl); err != nil {
 			c.close()
 			return nil, fmt.Errorf("authenticate by %s: %w", s.sasl.Name(), err)
@@ -106,7 +109,8 @@ func (c *conn) authenticate(ctx context.Context, m sasl.Mechanism) error {
 		return err
 	}
 	if shaken.ErrorCode != 0 {
-		return fmt.Errorf("%w; the broker knows %q", codeError(shaken.ErrorCode), shaken.Mechanisms)
+		some := shaken.Mechanisms[:min(len(shaken.Mechanisms), 8)]
+		return fmt.Errorf("%w; the broker knows %.40q", codeError(shaken.ErrorCode), some)
 	}
 	session, say, err := m.Start(ctx)
 	if err != nil {
@@ -193,7 +197,7 @@ func exchange[T protocol.Message](ctx context.Context, c *conn, request protocol
 	if err := protocol.WriteRequest(c.raw, version, c.ids, clientID, request); err != nil {
 		return none, because(ctx, fmt.Errorf("send %s: %w", key, err))
 	}
-	frame, err := readFrame(c.raw, none, version)
+	frame, err := readFrame(c.raw, mostOf(request), none, version)
 	if err != nil {
 		return none, because(ctx, fmt.Errorf("answer to %s: %w", key, err))
 	}

@@ -62,10 +62,11 @@ var loginKeys = []struct{ key, mechanism string }{
 }
 
 // parseCredentials reads the content of a Secret; nil is no credentials at all. Other keys than the documented ones are
-// left alone, but not those that KEDA takes and this does not. The error names keys and never holds a value.
-func parseCredentials(data map[string][]byte) (security, error) {
+// left alone, but not those that KEDA takes and this does not. The error names keys and never holds a value, but hosts that
+// allow does not have.
+func parseCredentials(data map[string][]byte, allow providers.AllowList) (security, error) {
 	if data == nil {
-		return security{}, nil
+		return security{allow: allow}, nil
 	}
 	v, err := providers.PickSecret(data, keySASL, keyProvider, keyTLS, keyServerName, providers.KeyCA, providers.KeyCert, providers.KeyKey)
 	if err != nil {
@@ -87,11 +88,11 @@ func parseCredentials(data map[string][]byte) (security, error) {
 			return security{}, errors.New("it has none of the keys " + documentedKeys)
 		}
 	}
-	var s security
+	s := security{allow: allow}
 	if s.tls, err = parseTLS(mechanism, wanted, serverName, ca, cert, key); err != nil {
 		return security{}, err
 	}
-	s.sasl, err = parseMechanism(mechanism, data, ca)
+	s.sasl, err = parseMechanism(mechanism, data, ca, allow)
 	return s, err
 }
 
@@ -184,7 +185,7 @@ func parseTLS(mechanism string, wanted, serverName, ca, cert, key providers.Secr
 }
 
 // parseMechanism reads what the mechanism needs. It is nil for none.
-func parseMechanism(mechanism string, data map[string][]byte, ca providers.SecretEntry) (sasl.Mechanism, error) {
+func parseMechanism(mechanism string, data map[string][]byte, ca providers.SecretEntry, allow providers.AllowList) (sasl.Mechanism, error) {
 	switch mechanism {
 	case "":
 		return nil, nil
@@ -203,7 +204,7 @@ func parseMechanism(mechanism string, data map[string][]byte, ca providers.Secre
 		}
 		return plain.Mechanism{Username: username, Password: password}, nil
 	case "oauthbearer":
-		return parseOAuth(username, password, data, ca)
+		return parseOAuth(username, password, data, ca, allow)
 	case "scram_sha512":
 		algorithm = scram.SHA512
 	}

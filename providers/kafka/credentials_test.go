@@ -20,6 +20,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/segmentio/kafka-go/sasl"
+
+	"github.com/sluice-dev/sluice/providers"
 )
 
 // canary is what no error may show.
@@ -127,7 +129,7 @@ func TestCredentials(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := parseCredentials(bytesOf(tt.data))
+			got, err := parseCredentials(bytesOf(tt.data), providers.AllowList{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -136,7 +138,7 @@ func TestCredentials(t *testing.T) {
 			}
 		})
 	}
-	if s, err := parseCredentials(nil); err != nil || s.sasl != nil || s.tls != nil {
+	if s, err := parseCredentials(nil, providers.AllowList{}); err != nil || s.sasl != nil || s.tls != nil {
 		t.Errorf("no Secret: %+v, %v", shapeOf(s), err)
 	}
 }
@@ -204,7 +206,7 @@ func TestCredentialsRefused(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := parseCredentials(bytesOf(tt.data))
+			_, err := parseCredentials(bytesOf(tt.data), providers.AllowList{})
 			if err == nil || err.Error() != tt.want {
 				t.Errorf("got  %v\nwant %s", err, tt.want)
 			}
@@ -241,7 +243,7 @@ func FuzzCredentials(f *testing.F) {
 		if mechanism&16 != 0 {
 			data["oauthTokenEndpointUri"] = []byte(values[6] + canary + secret)
 		}
-		got, err := parseCredentials(data)
+		got, err := parseCredentials(data, providers.AllowList{})
 		if err != nil && strings.Contains(err.Error(), canary) {
 			t.Errorf("the error shows a value: %v", err)
 		}
@@ -256,7 +258,7 @@ func TestMSK(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // which begins at midnight, 2000-01-01
 		s, err := parseCredentials(bytesOf(map[string]string{
 			"sasl": "aws_msk_iam", "awsRegion": "eu-west-1\n", "awsAccessKeyID": "AKIA\n", "awsSecretAccessKey": canary + "\n", "awsSessionToken": "session",
-		}))
+		}), providers.AllowList{})
 		if err != nil {
 			t.Fatal(err)
 		}

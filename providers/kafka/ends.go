@@ -10,32 +10,36 @@ import (
 	"github.com/segmentio/kafka-go"
 )
 
-// errNoLeader is for a partition that nobody leads.
-var errNoLeader = errors.New("it has no leader")
+var (
+	// errNoLeader is for a partition that nobody leads, errNotSaid for one that an answer leaves out.
+	errNoLeader = errors.New("it has no leader")
+	errNotSaid  = errors.New("its leader said nothing of it")
+	// errNoAddress is for a broker that cannot be asked.
+	errNoAddress = errors.New("advertises no usable address")
+)
 
 // listEnds reads the ends of the logs of all that is wanted: one request per leader, and another where both isolations
 // are wanted. Every b.ttl it reads their starts too.
 func (b *brokers) listEnds(ctx context.Context, wants []want, f *found) {
-	var wanted [2]map[partition]struct{}
+	var topics [2]map[string]struct{} // many groups may consume one
 	for _, w := range wants {
-		if wanted[w.isolation] == nil {
-			wanted[w.isolation] = map[partition]struct{}{}
+		if topics[w.isolation] == nil {
+			topics[w.isolation] = map[string]struct{}{}
 		}
 		for _, topic := range w.topics {
-			for id := range b.topics[topic].leaders {
-				wanted[w.isolation][partition{topic, int32(id)}] = struct{}{} //nolint:gosec // a partition's number
-			}
+			topics[w.isolation][topic] = struct{}{}
 		}
 	}
 	all := time.Since(b.started) >= b.ttl
 	var asked []listing
 	starts := listing{timestamp: earliest, of: map[partition]struct{}{}, found: map[partition]reading{}}
-	for i := range wanted {
-		if len(wanted[i]) == 0 {
+	for i := range topics {
+		wanted := b.partitions(topics[i])
+		if len(wanted) == 0 {
 			continue
 		}
-		asked = append(asked, listing{timestamp: latest, isolation: isolation(i), of: wanted[i], found: f.ends[i]})
-		for p := range wanted[i] {
+		asked = append(asked, listing{timestamp: latest, isolation: isolation(i), of: wanted, found: f.ends[i]})
+		for p := range wanted {
 			if _, ok := b.starts[p]; all || !ok {
 				starts.of[p] = struct{}{}
 			}
@@ -54,6 +58,21 @@ func (b *brokers) listEnds(ctx context.Context, wants []want, f *found) {
 	if all { // those that failed are as they were, or are asked for again as they are not there
 		b.started = time.Now()
 	}
+}
+
+// partitions of topics, as far as there are any.
+func (b *brokers) partitions(topics map[string]struct{}) map[partition]struct{} {
+	n := 0
+	for topic := range topics {
+		n += len(b.topics[topic].leaders)
+	}
+	all := make(map[partition]struct{}, n)
+	for topic := range topics {
+		for id := range b.topics[topic].leaders {
+			all[partition{topic, int32(id)}] = struct{}{} //nolint:gosec // a partition's number
+		}
+	}
+	return all
 }
 
 // leader is the address of the broker that leads p, which is in the layout; empty for none.
@@ -81,10 +100,13 @@ func (b *brokers) list(ctx context.Context, asked []listing) {
 			address := b.leader(p)
 			if address == "" {
 				b.stale = true
-				l.found[p] = reading{err: partitionError(p, "offsets", errNoLeader)}
+				err := errNoLeader
+				if id := b.topics[p.topic].leaders[p.id]; id >= 0 {
+					err = fmt.Errorf("its leader, broker %d, %w", id, errNoAddress)
+				}
+				l.found[p] = reading{err: partitionError(p, "offsets", err)}
 				continue
 			}
-			l.found[p] = reading{err: partitionError(p, "offsets", errors.New("its leader said nothing of it"))}
 			if requests[address] == nil {
 				requests[address] = map[string][]listOffsetsAsking{}
 			}
@@ -107,21 +129,25 @@ func (b *brokers) list(ctx context.Context, asked []listing) {
 			mu.Lock()
 			if err != nil {
 				b.stale = true // it may lead nothing any more
-				part.of.fail(part.request, fmt.Errorf("broker %s: %w", address, err))
-			} else if b.takeListing(part.of, address, answer) {
-				b.stale = true
+				err = b.failed(address, err)
+			} else {
+				b.stale = b.takeListing(part.of, address, answer) || b.stale
+				err = errNotSaid
 			}
+			part.of.fail(part.request, err)
 			mu.Unlock()
 		}
 	})
 }
 
-// fail says of all that was asked why it is not known.
+// fail says of all that was asked and not answered why it is not known.
 func (l *listing) fail(r *listOffsetsRequest, err error) {
 	for _, t := range r.Topics {
 		for _, p := range t.Partitions {
 			of := partition{t.Topic, p.Partition}
-			l.found[of] = reading{err: partitionError(of, "offsets", err)}
+			if _, said := l.found[of]; !said {
+				l.found[of] = reading{err: partitionError(of, "offsets", err)}
+			}
 		}
 	}
 }

@@ -13,9 +13,9 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/apiversions"
-	"github.com/segmentio/kafka-go/protocol/metadata"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
+	"github.com/sluice-dev/sluice/providers"
 )
 
 // fakeCluster does what a real one does not do when it is asked to: it hangs, lies and leaves out. Stories are told of a real
@@ -27,11 +27,12 @@ type fakeCluster struct {
 	delay time.Duration
 	// edit changes an answer, if it is set. Called with mu held.
 	edit func(broker int, answer protocol.Message)
-	// oldest makes OffsetFetch and FindCoordinator take one group each.
+	// oldest makes OffsetFetch and FindCoordinator take one group each, and Metadata have no IDs.
 	oldest bool
 
 	mu       sync.Mutex                     // protects following
 	topics   map[string]int                 // number of partitions; each is led by the broker of its number, and so on round
+	ids      map[string]int64               // of topics; 0 where they have none
 	ends     map[partition]int64            // 0 where there is none
 	commits  map[string]map[partition]int64 // by group
 	keepers  map[string]int                 // broker that keeps a group; the first where there is none
@@ -50,7 +51,7 @@ type fakeBroker struct {
 func newFake(t *testing.T, brokers int) *fakeCluster {
 	t.Helper()
 	f := &fakeCluster{
-		t: t, topics: map[string]int{}, ends: map[partition]int64{}, commits: map[string]map[partition]int64{},
+		t: t, topics: map[string]int{}, ids: map[string]int64{}, ends: map[partition]int64{}, commits: map[string]map[partition]int64{},
 		keepers: map[string]int{}, requests: map[protocol.ApiKey]int{},
 	}
 	var serving sync.WaitGroup
@@ -153,13 +154,17 @@ func (f *fakeCluster) answer(version int16, request protocol.Message) protocol.M
 		a := &apiversions.Response{}
 		for _, key := range []protocol.ApiKey{protocol.Metadata, protocol.FindCoordinator, protocol.OffsetFetch, protocol.ListOffsets, protocol.SaslHandshake, protocol.SaslAuthenticate} {
 			highest := key.MaxVersion()
-			if f.oldest && (key == protocol.OffsetFetch || key == protocol.FindCoordinator) {
+			switch {
+			case !f.oldest:
+			case key == protocol.Metadata:
+				highest = 8
+			case key == protocol.OffsetFetch, key == protocol.FindCoordinator:
 				highest = 2
 			}
 			a.ApiKeys = append(a.ApiKeys, apiversions.ApiKeyResponse{ApiKey: int16(key), MinVersion: key.MinVersion(), MaxVersion: highest})
 		}
 		return a
-	case *metadata.Request:
+	case *metadataRequest:
 		return f.metadata(r)
 	case *findCoordinatorRequest:
 		a := &findCoordinatorResponse{}
@@ -185,19 +190,20 @@ func (f *fakeCluster) answer(version int16, request protocol.Message) protocol.M
 	}
 }
 
-func (f *fakeCluster) metadata(r *metadata.Request) *metadata.Response {
-	a := &metadata.Response{}
+func (f *fakeCluster) metadata(r *metadataRequest) *metadataResponse {
+	a := &metadataResponse{}
 	for i, address := range f.addresses() {
 		host, port := hostPort(address)
-		a.Brokers = append(a.Brokers, metadata.ResponseBroker{NodeID: int32(i), Host: host, Port: port})
+		a.Brokers = append(a.Brokers, metadataBroker{NodeID: int32(i), Host: host, Port: port})
 	}
-	for _, name := range r.TopicNames {
-		t := metadata.ResponseTopic{Name: name}
+	for _, asked := range r.Topics {
+		name := asked.Name
+		t := metadataTopic{Name: name, IDHigh: f.ids[name]}
 		if f.topics[name] == 0 {
 			t.ErrorCode = int16(kafka.UnknownTopicOrPartition)
 		}
 		for p := range f.topics[name] {
-			t.Partitions = append(t.Partitions, metadata.ResponsePartition{PartitionIndex: int32(p), LeaderID: int32(p % len(f.brokers))})
+			t.Partitions = append(t.Partitions, metadataPartition{PartitionIndex: int32(p), LeaderID: int32(p % len(f.brokers))})
 		}
 		a.Topics = append(a.Topics, t)
 	}
@@ -248,12 +254,22 @@ func hostPort(address string) (string, int32) {
 	return host, int32(port)
 }
 
+// allowing is the operator's list of hosts. Brokers of tests are at loopback, which is refused unless it names them.
+func allowing(t *testing.T, hosts ...string) providers.AllowList {
+	t.Helper()
+	list, err := providers.ParseHostList(allowFlag, hosts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
 // poller of the fake, by the servers given, or all.
 func (f *fakeCluster) poller(interval time.Duration, servers ...string) *poller {
 	if len(servers) == 0 {
 		servers = f.addresses()
 	}
-	p := newPoller(&Options{Interval: interval, MetadataInterval: 30 * time.Second}, servers, security{}, func(protocol.ApiKey) {})
+	p := newPoller(&Options{Interval: interval, MetadataInterval: 30 * time.Second}, servers, security{allow: allowing(f.t, "127.0.0.1")}, func(protocol.ApiKey) {})
 	f.t.Cleanup(p.close)
 	return p
 }

@@ -9,27 +9,49 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/segmentio/kafka-go/protocol"
 
 	"github.com/sluice-dev/sluice/providers"
 )
 
-// maxFrame bounds one answer: 100,000 partitions are 5 MB.
-const maxFrame = 32 << 20
+const (
+	// maxFrame bounds one answer: 100,000 partitions are 5 MB.
+	maxFrame = 32 << 20
+	// maxSmall bounds one that has neither partitions nor groups in it.
+	maxSmall = 64 << 10
+)
+
+// mostOf bounds the answer to a request, in bytes. Those of leaders come side by side, from as many as a bootstrap server
+// has named: they have the room that what is asked of each takes, and a connection's beginning has little.
+func mostOf(request protocol.Message) int {
+	switch r := request.(type) {
+	case *metadataRequest, *findCoordinatorRequest, *offsetFetchRequest:
+		return maxFrame
+	case *listOffsetsRequest:
+		most := maxSmall
+		for _, t := range r.Topics {
+			most += 2 * (len(t.Topic) + 32*len(t.Partitions)) // of which 26 bytes are used
+		}
+		return min(most, maxFrame)
+	default:
+		return maxSmall
+	}
+}
 
 // errFrame is the error for bytes that are no answer of a Kafka broker.
 var errFrame = fmt.Errorf("%w: not an answer of a Kafka broker", providers.ErrInvalid)
 
-// readFrame reads one answer, with its size in front, and checks that it can be decoded: the decoder allocates whatever
+// readFrame reads one answer of most bytes at most, with its size in front, and checks that it can be decoded: the decoder allocates whatever
 // an array or a tagged field says its length is, and a bootstrap server may be anything that answers.
-func readFrame(r io.Reader, like protocol.Message, version int16) ([]byte, error) {
+func readFrame(r io.Reader, most int, like protocol.Message, version int16) ([]byte, error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return nil, err
 	}
-	n := int32(binary.BigEndian.Uint32(head[:])) //nolint:gosec // a size is signed on the wire
-	if n < 4 || n > maxFrame {
+	n := int(int32(binary.BigEndian.Uint32(head[:]))) //nolint:gosec // a size is signed on the wire
+	if n < 4 || n > most {
 		hint := ""
 		if head[0] == 0x15 && head[1] == 0x03 { // an alert, of TLS 1.x
 			hint = ": it speaks TLS"
@@ -37,7 +59,7 @@ func readFrame(r io.Reader, like protocol.Message, version int16) ([]byte, error
 		return nil, fmt.Errorf("%w: a frame of %d bytes%s", errFrame, n, hint)
 	}
 	// Grown as bytes arrive: a size that is a lie costs who tells it as much as us.
-	frame := bytes.NewBuffer(make([]byte, 0, min(int(n), 64<<10)+4))
+	frame := bytes.NewBuffer(make([]byte, 0, min(n, 64<<10)+4))
 	frame.Write(head[:])
 	if got, err := io.CopyN(frame, r, int64(n)); err != nil {
 		if errors.Is(err, io.EOF) {
@@ -45,74 +67,120 @@ func readFrame(r io.Reader, like protocol.Message, version int16) ([]byte, error
 		}
 		return nil, fmt.Errorf("after %d of %d bytes: %w", got, n, err)
 	}
-	g := &guard{rest: frame.Bytes()[8:], version: version} // behind the size and the correlation ID
-	t := reflect.TypeOf(like).Elem()
-	g.flexible = flexibleFrom(t) <= version
-	if g.flexible {
-		g.tags()
-	}
-	g.structure(t)
+	g := &guard{rest: frame.Bytes()[8:]} // behind the size and the correlation ID
+	g.message(formOf(reflect.TypeOf(like).Elem(), version))
 	if g.bad != "" {
 		return nil, fmt.Errorf("%w: %s", errFrame, g.bad)
 	}
 	return frame.Bytes(), nil
 }
 
-// guard walks a message as the decoder will, by the same struct tags, and allocates nothing.
-type guard struct {
-	rest     []byte
-	version  int16
+// form is what the bytes of a version of a message are, in their order, as its struct tags have it. The tags are read
+// once: an answer has thousands of the same. Never written to after it was made.
+type form struct {
+	kind reflect.Kind // Struct, String, Slice, Uint8 for bytes, or Int for numbers
+	size int64        // of adjoining numbers, in bytes
+	// parts are a structure's fields, or the one element of an array.
+	parts []*form
+	// flexible is true where lengths are compact and structures end in tagged fields.
 	flexible bool
-	bad      string
 }
 
-// structure walks the fields of t.
-func (g *guard) structure(t reflect.Type) {
-	for f := range t.Fields() {
-		if v := parseVersions(f.Tag.Get("kafka")); g.version < v.from || g.version > v.to || v.tagged {
-			continue
-		}
-		g.value(f.Type)
+// forms by formKey. There are as many as messages have versions that are spoken.
+var forms sync.Map
+
+type formKey struct {
+	of      reflect.Type
+	version int16
+}
+
+// formOf returns the form of a message.
+func formOf(t reflect.Type, version int16) *form {
+	key := formKey{t, version}
+	if s, ok := forms.Load(key); ok {
+		return s.(*form)
 	}
-	if g.flexible {
+	s, _ := forms.LoadOrStore(key, newForm(t, version, flexibleFrom(t) <= version))
+	return s.(*form)
+}
+
+func newForm(t reflect.Type, version int16, flexible bool) *form {
+	s := &form{kind: t.Kind(), flexible: flexible}
+	switch {
+	case s.kind == reflect.String:
+	case s.kind == reflect.Slice && t.Elem().Kind() == reflect.Uint8:
+		s.kind = reflect.Uint8
+	case s.kind == reflect.Slice:
+		s.parts = []*form{newForm(t.Elem(), version, flexible)}
+	case s.kind == reflect.Struct:
+		for f := range t.Fields() {
+			if v := parseVersions(f.Tag.Get("kafka")); version < v.from || version > v.to || v.tagged {
+				continue
+			}
+			part := newForm(f.Type, version, flexible)
+			if n := len(s.parts); n > 0 && part.kind == reflect.Int && s.parts[n-1].kind == reflect.Int {
+				s.parts[n-1].size += part.size
+				continue
+			}
+			s.parts = append(s.parts, part)
+		}
+	default:
+		s.kind, s.size = reflect.Int, int64(t.Size()) //nolint:gosec // of a type
+	}
+	return s
+}
+
+// guard walks a message as the decoder will, and allocates nothing.
+type guard struct {
+	rest []byte
+	bad  string
+}
+
+// message walks one, in front of which there are tagged fields where it is flexible.
+func (g *guard) message(s *form) {
+	if s.flexible {
 		g.tags()
 	}
+	g.value(s)
 }
 
-func (g *guard) value(t reflect.Type) {
-	switch t.Kind() {
+func (g *guard) value(s *form) {
+	switch s.kind {
 	case reflect.Struct:
-		g.structure(t)
+		for _, part := range s.parts {
+			g.value(part)
+		}
+		if s.flexible {
+			g.tags()
+		}
 	case reflect.String:
-		if g.flexible {
+		if s.flexible {
 			g.skip(g.compactLength(), "a string")
 		} else {
 			g.skip(int64(int16(g.number(2))), "a string") //nolint:gosec // signed on the wire
 		}
+	case reflect.Uint8:
+		g.skip(g.length(s.flexible), "bytes")
 	case reflect.Slice:
-		n := int64(int32(g.number32())) //nolint:gosec // signed on the wire
-		if t.Elem().Kind() == reflect.Uint8 {
-			g.skip(n, "bytes")
-			return
-		}
+		n := g.length(s.flexible)
 		// Every element takes a byte at least, so that the decoder's array is at most as long as what is left.
 		if n > int64(len(g.rest)) {
 			g.fail("an array of %d in %d bytes", n, len(g.rest))
 		}
 		for i := int64(0); i < n && g.bad == ""; i++ {
-			g.value(t.Elem())
+			g.value(s.parts[0])
 		}
 	default:
-		g.skip(int64(t.Size()), "a number") //nolint:gosec // of a type
+		g.skip(s.size, "a number")
 	}
 }
 
-// number32 reads the length of an array or of bytes.
-func (g *guard) number32() uint64 {
-	if g.flexible {
-		return uint64(g.compactLength()) //nolint:gosec // signed again by the caller
+// length reads that of an array or of bytes.
+func (g *guard) length(flexible bool) int64 {
+	if flexible {
+		return g.compactLength()
 	}
-	return g.number(4)
+	return int64(int32(g.number(4))) //nolint:gosec // signed on the wire
 }
 
 // tags walks tagged fields, of which none is read here.

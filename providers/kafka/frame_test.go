@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/apiversions"
-	"github.com/segmentio/kafka-go/protocol/metadata"
 	"github.com/segmentio/kafka-go/protocol/saslauthenticate"
 	"github.com/segmentio/kafka-go/protocol/saslhandshake"
 )
@@ -19,9 +18,9 @@ import (
 // answers are all that is ever decoded.
 var answers = []protocol.Message{
 	&apiversions.Response{ApiKeys: []apiversions.ApiKeyResponse{{ApiKey: 1, MaxVersion: 2}}},
-	&metadata.Response{
-		Brokers: []metadata.ResponseBroker{{NodeID: 1, Host: "kafka", Port: 9092, Rack: "a"}},
-		Topics: []metadata.ResponseTopic{{Name: "t", Partitions: []metadata.ResponsePartition{
+	&metadataResponse{
+		Brokers: []metadataBroker{{NodeID: 1, Host: "kafka", Port: 9092, Rack: "a"}},
+		Topics: []metadataTopic{{Name: "t", IDHigh: -7, IDLow: 1 << 40, Partitions: []metadataPartition{
 			{LeaderID: 1, ReplicaNodes: []int32{1, 2}, IsrNodes: []int32{1}, OfflineReplicas: []int32{2}},
 		}}},
 	},
@@ -56,7 +55,7 @@ func TestFrameOfEveryVersion(t *testing.T) {
 		key := m.ApiKey()
 		for version := key.MinVersion(); version <= key.MaxVersion(); version++ {
 			sent := encoded(t, m, version)
-			got, err := readFrame(bytes.NewReader(sent), m, version)
+			got, err := readFrame(bytes.NewReader(sent), maxFrame, m, version)
 			if err != nil || !bytes.Equal(got, sent) {
 				t.Errorf("%s version %d: %v", key, version, err)
 				continue
@@ -90,7 +89,7 @@ func TestFrameRefused(t *testing.T) {
 		{"a string that is not there", frame([]byte{0, 0, 0, 0, 0, 0, 0, 1, 0x7f, 0xff}), "a string of 32767 bytes"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := readFrame(bytes.NewReader(tt.sent), &listOffsetsResponse{}, 5)
+			_, err := readFrame(bytes.NewReader(tt.sent), maxFrame, &listOffsetsResponse{}, 5)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v, want %q", err, tt.want)
 			}
@@ -112,7 +111,7 @@ func FuzzFrame(f *testing.F) {
 		if version < key.MinVersion() || version > key.MaxVersion() {
 			t.Skip("a version that is never agreed upon")
 		}
-		frame, err := readFrame(bytes.NewReader(sent), like, version)
+		frame, err := readFrame(bytes.NewReader(sent), maxFrame, like, version)
 		if err != nil {
 			return
 		}

@@ -22,10 +22,18 @@ import (
 	"github.com/sluice-dev/sluice/providers"
 )
 
+// allowFlag is by what operators know Options.Allow.
+const allowFlag = "--kafka-allow"
+
 // Options of a Source.
 type Options struct {
 	// Secrets has the credentials that Functions name. Required.
 	Secrets *providers.Secrets
+	// Allow lists the servers that Functions and their Secrets may name: bootstrap servers and token endpoints, as hosts, with
+	// or without a port. One that matches an entry is trusted with its address too, and with whom it names: other brokers may be
+	// at any address that providers.CheckAddress lets through, or match an entry themselves. Default: all servers, but none,
+	// and no broker, at another address.
+	Allow []string
 	// Interval is how often each target is measured. Default 2s.
 	Interval time.Duration
 	// MetadataInterval is how often it is looked who leads what, besides when something says that it has changed. Partitions
@@ -39,6 +47,7 @@ type Options struct {
 // way any more.
 type Source struct {
 	opts     Options
+	allow    providers.AllowList
 	requests *prometheus.CounterVec
 
 	mu       sync.Mutex // protects following
@@ -60,7 +69,7 @@ type cluster struct {
 
 var _ providers.Source = (*Source)(nil)
 
-// New validates o, and starts nothing.
+// New validates o, and starts nothing. The error names the entry of Allow that cannot be read.
 func New(o Options) (*Source, error) {
 	if o.Secrets == nil {
 		return nil, errors.New("kafka: Secrets is required")
@@ -71,7 +80,11 @@ func New(o Options) (*Source, error) {
 	if o.MetadataInterval <= 0 {
 		o.MetadataInterval = 30 * time.Second
 	}
-	s := &Source{opts: o, clusters: map[identity]*cluster{}, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+	allow, err := providers.ParseHostList(allowFlag, o.Allow)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", allowFlag, err)
+	}
+	s := &Source{opts: o, allow: allow, clusters: map[identity]*cluster{}, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "sluice_adapter_kafka_requests_total", Help: "Requests to Kafka brokers, by their API.",
 	}, []string{"api"})}
 	if o.Registerer != nil {
@@ -98,6 +111,9 @@ func (s *Source) Measure(ctx context.Context, t providers.Target) (*providers.Me
 	if t.Kind != providers.Lag {
 		return nil, fmt.Errorf("kafka cannot measure a target of kind %q", t.Kind)
 	}
+	if err := s.permit(t.Consumer.Servers); err != nil {
+		return nil, fmt.Errorf("bootstrapServers: %w", err)
+	}
 	subscription := subscriptionOf(&t.Consumer)
 	c, err := s.cluster(ctx, t, subscription)
 	if err != nil {
@@ -107,7 +123,24 @@ func (s *Source) Measure(ctx context.Context, t providers.Target) (*providers.Me
 	if err != nil {
 		return nil, err
 	}
-	return &providers.Measurement{At: at, Answers: l.answers(&t.Consumer)}, nil
+	return &providers.Measurement{At: at, Answers: l.answers(&t.Consumer), Partitions: l.each, Notices: l.notices}, nil
+}
+
+// permit is nil where Functions may name all of servers.
+func (s *Source) permit(servers string) error {
+	if s.allow.Empty() {
+		return nil
+	}
+	for address := range strings.SplitSeq(servers, ",") {
+		server, err := providers.ParseAddress(address)
+		if err == nil {
+			err = s.allow.Check(server)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // answers are the metrics of c.
@@ -145,7 +178,7 @@ func (s *Source) cluster(ctx context.Context, t providers.Target, of subscriptio
 	s.sweepLocked(now)
 	c := s.clusters[id]
 	if c == nil {
-		security, err := parseCredentials(secret.Data)
+		security, err := parseCredentials(secret.Data, s.allow)
 		if err != nil {
 			return nil, fmt.Errorf("secret %s/%s: %w", t.Function.Namespace, t.Consumer.AuthSecret, err)
 		}
@@ -162,21 +195,21 @@ func (s *Source) cluster(ctx context.Context, t providers.Target, of subscriptio
 // inheritLocked hands on where a group stood, when its credentials are rotated: without it, what a group without a commit
 // has left to read would count from now on, and be nothing.
 func (s *Source) inheritLocked(id identity, to *poller, of subscription) {
-	if _, _, known := to.recall(of); known {
+	if to.knows(of) {
 		return
 	}
 	var last time.Time
-	var positions map[partition]position
+	var from memory
 	for other, c := range s.clusters {
 		if other.servers != id.servers || c.poller == to {
 			continue
 		}
 		if asked, stood, ok := c.recall(of); ok && asked.After(last) {
-			last, positions = asked, stood
+			last, from = asked, stood
 		}
 	}
-	if positions != nil {
-		to.remember(of, positions)
+	if from.positions != nil {
+		to.remember(of, from)
 	}
 }
 

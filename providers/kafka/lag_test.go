@@ -41,11 +41,27 @@ func TestLagOfPartition(t *testing.T) {
 		},
 		{
 			name: "the topic is another, from the start", reset: v1alpha1.KafkaEarliest, of: offsets{committed: 100, end: 12}, want: 12,
-			after: position{recreated: true},
+			after: position{beyond: true},
 		},
 		{
 			name: "the topic is another, from the end", reset: v1alpha1.KafkaLatest, of: offsets{committed: 100, end: 12}, want: 0,
-			after: position{floor: 12, has: true, recreated: true},
+			after: position{floor: 12, has: true, beyond: true},
+		},
+		{
+			name: "what is committed is of the former topic, from the start", reset: v1alpha1.KafkaEarliest, of: offsets{committed: 8, start: 2, end: 20}, want: 18,
+			before: position{committed: 8, former: true}, after: position{former: true},
+		},
+		{
+			name: "what is committed is of the former topic, from the end", reset: v1alpha1.KafkaLatest, of: offsets{committed: 8, end: 20}, want: 12,
+			before: position{committed: 8, former: true}, after: position{former: true},
+		},
+		{
+			name: "what is committed is dropped", reset: v1alpha1.KafkaLatest, of: offsets{committed: none, end: 20}, want: 0,
+			before: position{committed: 8, former: true}, after: position{floor: 20, has: true},
+		},
+		{
+			name: "the group goes on", reset: v1alpha1.KafkaEarliest, of: offsets{committed: 9, end: 20}, want: 11,
+			before: position{committed: 8, former: true},
 		},
 		{
 			name: "the topic is another once more", reset: v1alpha1.KafkaLatest, of: offsets{committed: none, end: 3}, want: 0,
@@ -55,6 +71,7 @@ func TestLagOfPartition(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got, after := tt.of.behind(tt.reset, tt.before)
+			tt.after.committed = tt.of.committed // always
 			if got != tt.want {
 				t.Errorf("lag %d, want %d", got, tt.want)
 			}
@@ -68,10 +85,13 @@ func TestLagOfPartition(t *testing.T) {
 // A partition whose topic was made anew counts nothing; it takes nothing from the others.
 func TestLagIsNotCancelled(t *testing.T) {
 	var m memory
-	l := m.judge(time.Now(), v1alpha1.KafkaLatest, map[partition]offsets{
+	l, err := m.judge(time.Now(), &subscription{reset: v1alpha1.KafkaLatest}, map[partition]offsets{
 		{"t", 0}: {committed: 100, end: 5},
 		{"t", 1}: {committed: 3, end: 10},
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if l.records != 7 || l.partitions != 2 {
 		t.Errorf("%d records in %d partitions, want 7 in 2", l.records, l.partitions)
 	}
@@ -86,7 +106,11 @@ func TestRates(t *testing.T) {
 		for i, o := range of {
 			found[partition{"t", int32(i)}] = o
 		}
-		return m.judge(at, v1alpha1.KafkaEarliest, found)
+		l, err := m.judge(at, &subscription{reset: v1alpha1.KafkaEarliest}, found)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
 	}
 	if l := look(0, offsets{committed: 10, end: 100}); l.window != 0 {
 		t.Errorf("a rate of one look: %+v", l)
@@ -111,5 +135,74 @@ func TestRates(t *testing.T) {
 	}
 	if _, ok := l.drain(); ok || l.window != rateWindow {
 		t.Errorf("drain is known of a group that stands still; window %s", l.window)
+	}
+}
+
+// What is remembered of a topic is nothing of the next one with its name, whatever their offsets.
+func TestAnotherTopic(t *testing.T) {
+	const former, next = 1, 2
+	type look struct {
+		after time.Duration
+		id    int64
+		of    offsets
+		want  int64 // -1: unknown
+	}
+	for _, tt := range []struct {
+		name  string
+		reset v1alpha1.KafkaOffsetReset
+		looks []look
+	}{
+		{name: "without commits, from the end", reset: v1alpha1.KafkaLatest, looks: []look{
+			{0, former, offsets{committed: none, end: 10}, 0},
+			{2 * time.Second, former, offsets{committed: none, end: 12}, 2},
+			{2 * time.Second, next, offsets{committed: none, end: 30}, 0},
+			{2 * time.Second, next, offsets{committed: none, end: 31}, 1},
+		}},
+		{name: "its commits are dropped with it", reset: v1alpha1.KafkaEarliest, looks: []look{
+			{0, former, offsets{committed: 8, start: 6, end: 10}, 2},
+			{2 * time.Second, former, offsets{committed: none, start: 6, end: 30}, -1}, // the start may be the former's
+			{2 * time.Second, next, offsets{committed: none, end: 30}, 30},
+		}},
+		{name: "its end falls back", reset: v1alpha1.KafkaEarliest, looks: []look{
+			{0, former, offsets{committed: none, start: 6, end: 10}, 4},
+			{2 * time.Second, former, offsets{committed: none, start: 6, end: 9}, -1},
+			{2 * time.Second, former, offsets{committed: none, start: 6, end: 9}, 3}, // it was cut
+		}},
+		{name: "its commits stay", reset: v1alpha1.KafkaEarliest, looks: []look{
+			{0, former, offsets{committed: 8, end: 10}, 2},
+			{2 * time.Second, next, offsets{committed: 8, end: 20}, 20},
+			{settle, next, offsets{committed: 8, end: 20}, 20},
+			{time.Second, next, offsets{committed: 8, end: 20}, 12}, // and so consumers begin with them
+		}},
+		{name: "its commits stay for a moment", reset: v1alpha1.KafkaEarliest, looks: []look{
+			{0, former, offsets{committed: 8, end: 10}, 2},
+			{2 * time.Second, next, offsets{committed: 8, end: 20}, 20},
+			{2 * time.Second, next, offsets{committed: none, end: 20}, -1},
+			{2 * time.Second, next, offsets{committed: 8, end: 20}, 12}, // of this one
+		}},
+		{name: "a broker that knows no IDs is asked in between", reset: v1alpha1.KafkaLatest, looks: []look{
+			{0, former, offsets{committed: none, end: 10}, 0},
+			{2 * time.Second, 0, offsets{committed: none, end: 12}, 2},
+			{2 * time.Second, former, offsets{committed: none, end: 13}, 3},
+			{2 * time.Second, 0, offsets{committed: none, end: 14}, 4},
+			{2 * time.Second, next, offsets{committed: none, end: 30}, 0},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var m memory
+			at := time.Unix(1000, 0)
+			for i, look := range tt.looks {
+				at = at.Add(look.after)
+				m.recognize(at, "t", topicID{low: look.id})
+				got := int64(-1)
+				l, err := m.judge(at, &subscription{reset: tt.reset}, map[partition]offsets{{"t", 0}: look.of})
+				if err == nil {
+					got = l.records
+				}
+				if got != look.want {
+					t.Errorf("look %d: lag %d, want %d (%v)", i, got, look.want, err)
+				}
+			}
+		})
 	}
 }

@@ -6,10 +6,11 @@ import (
 
 // The module has no type for what is asked here of many at once, so that its own would cost a request per partition, or
 // per group: its ListOffsets is split by partition, its OffsetFetch ends before version 8, which takes many groups, and its
-// FindCoordinator before version 4, which does too.
+// FindCoordinator before version 4, which does too. Its Metadata ends before version 10, which has the IDs of topics.
 func init() { //nolint:gochecknoinits // the module's way to make a message known; what it has of its own is replaced
 	protocol.Register(&findCoordinatorRequest{}, &findCoordinatorResponse{})
 	protocol.Register(&listOffsetsRequest{}, &listOffsetsResponse{})
+	protocol.Register(&metadataRequest{}, &metadataResponse{})
 	protocol.Register(&offsetFetchRequest{}, &offsetFetchResponse{})
 }
 

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,7 +13,6 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/segmentio/kafka-go/sasl"
@@ -51,8 +51,8 @@ var (
 	bearerToken    = regexp.MustCompile(`^[-._~+/A-Za-z0-9]+=*$`)
 )
 
-// parseOAuth reads the keys of OAUTHBEARER. ca is the Secret's.
-func parseOAuth(id, secret string, data map[string][]byte, ca providers.SecretEntry) (sasl.Mechanism, error) {
+// parseOAuth reads the keys of OAUTHBEARER. ca is the Secret's. The endpoint is one that allow lets Secrets name.
+func parseOAuth(id, secret string, data map[string][]byte, ca providers.SecretEntry, allow providers.AllowList) (sasl.Mechanism, error) {
 	v, err := providers.PickSecret(data, keyTokenURL, keyScopes, keyExtensions)
 	if err != nil {
 		return nil, err
@@ -64,7 +64,14 @@ func parseOAuth(id, secret string, data map[string][]byte, ca providers.SecretEn
 	if u.User != nil {
 		return nil, errors.New("key oauthTokenEndpointUri holds a user; put the client's id and secret into username and password")
 	}
-	o := &oauth{endpoint: u, client: tokenClient(ca), turn: make(chan struct{}, 1)}
+	server, err := providers.ParseAddress(net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])))
+	if err == nil {
+		err = allow.Check(server)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("key oauthTokenEndpointUri: %w", err)
+	}
+	o := &oauth{endpoint: u, client: tokenClient(ca, allow.Dialer(server)), turn: make(chan struct{}, 1)}
 	o.config = clientcredentials.Config{
 		ClientID: id, ClientSecret: secret, TokenURL: u.String(),
 		Scopes: strings.FieldsFunc(string(v[1].Value), func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) }),
@@ -82,16 +89,15 @@ func parseOAuth(id, secret string, data map[string][]byte, ca providers.SecretEn
 	return o, nil
 }
 
-// tokenClient asks token endpoints: those that the system's authorities or ca vouch for. It is kept from addresses that are
-// not a server's: whoever may write a Secret could else read there through the adapter's errors. It follows no redirect,
-// which would take the client's secret with it, and uses no proxy.
-func tokenClient(ca providers.SecretEntry) *http.Client {
+// tokenClient asks token endpoints: those that the system's authorities or ca vouch for. Its dialer is kept from
+// addresses that are not a server's: whoever may write a Secret could else read there through the adapter's errors. It
+// follows no redirect, which would take the client's secret with it, and uses no proxy.
+func tokenClient(ca providers.SecretEntry, dialer *net.Dialer) *http.Client {
 	roots, err := x509.SystemCertPool()
 	if err != nil {
 		roots = x509.NewCertPool()
 	}
 	roots.AppendCertsFromPEM(ca.Value) // parseTLS has seen that it holds some
-	dialer := &net.Dialer{Control: func(_, address string, _ syscall.RawConn) error { return providers.CheckAddress(address) }}
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
 	return &http.Client{

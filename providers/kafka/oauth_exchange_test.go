@@ -14,6 +14,8 @@ import (
 	"github.com/segmentio/kafka-go/protocol/saslauthenticate"
 	"github.com/segmentio/kafka-go/protocol/saslhandshake"
 	"github.com/segmentio/kafka-go/sasl"
+
+	"github.com/sluice-dev/sluice/providers"
 )
 
 // gatekeeper is a broker until it has let in, or not, whoever connects. It says what answer makes of the client's bytes.
@@ -71,7 +73,7 @@ func enter(t *testing.T, address string, m sasl.Mechanism) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	c, err := dial(ctx, address, security{sasl: m}, func(protocol.ApiKey) {})
+	c, err := dial(ctx, address, security{sasl: m, allow: allowing(t, "127.0.0.1")}, func(protocol.ApiKey) {})
 	if err == nil {
 		c.close()
 	}
@@ -83,13 +85,13 @@ func TestAuthenticate(t *testing.T) {
 	srv := endpoint(t, func(w http.ResponseWriter, _ *http.Request) { grants(w, token) })
 	plain := func(t *testing.T) sasl.Mechanism {
 		t.Helper()
-		s, err := parseCredentials(bytesOf(map[string]string{"sasl": "plaintext", "username": "alice", "password": canary}))
+		s, err := parseCredentials(bytesOf(map[string]string{"sasl": "plaintext", "username": "alice", "password": canary}), providers.AllowList{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return s.sasl
 	}
-	oauth := func(t *testing.T) sasl.Mechanism { t.Helper(); return unguarded(bearer(t, srv.URL, nil)) }
+	oauth := func(t *testing.T) sasl.Mechanism { t.Helper(); return bearer(t, srv.URL, nil, "127.0.0.1") }
 	repeats := func(said string) *saslauthenticate.Response {
 		return &saslauthenticate.Response{ErrorCode: 58, ErrorMessage: "not you: " + said}
 	}
@@ -111,6 +113,10 @@ func TestAuthenticate(t *testing.T) {
 		{
 			name: "another mechanism", knows: "GSSAPI", mechanism: plain,
 			wantErr: `the broker knows ["GSSAPI"]`,
+		},
+		{
+			name: "mechanisms without end", knows: strings.Repeat("G", 20_000), mechanism: plain,
+			wantErr: `the broker knows ["` + strings.Repeat("G", 40) + `"]`,
 		},
 		{
 			name: "OAUTHBEARER", knows: "OAUTHBEARER", mechanism: oauth, wantSaid: "n,,\x01auth=Bearer " + token + "\x01\x01",
@@ -149,7 +155,7 @@ func TestAuthenticate(t *testing.T) {
 
 // The signature is for the broker at the other end of the connection, whoever else is in the cluster.
 func TestMSKSignsForTheBroker(t *testing.T) {
-	s, err := parseCredentials(bytesOf(map[string]string{"sasl": "aws_msk_iam", "awsRegion": "r", "awsAccessKeyID": "i", "awsSecretAccessKey": canary}))
+	s, err := parseCredentials(bytesOf(map[string]string{"sasl": "aws_msk_iam", "awsRegion": "r", "awsAccessKeyID": "i", "awsSecretAccessKey": canary}), providers.AllowList{})
 	if err != nil {
 		t.Fatal(err)
 	}

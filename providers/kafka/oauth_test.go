@@ -22,22 +22,16 @@ import (
 
 const token = "header.payload-0_1~2+3/4.signature=="
 
-// bearer parses a Secret for OAUTHBEARER with the endpoint, and more.
-func bearer(t *testing.T, endpoint string, more map[string]string) *oauth {
+// bearer parses a Secret for OAUTHBEARER with the endpoint, and more. Allow are the hosts in the operator's list.
+func bearer(t *testing.T, endpoint string, more map[string]string, allow ...string) *oauth {
 	t.Helper()
 	data := map[string]string{"sasl": "oauthbearer", "username": "id", "password": canary, "oauthTokenEndpointUri": endpoint}
 	maps.Copy(data, more)
-	s, err := parseCredentials(bytesOf(data))
+	s, err := parseCredentials(bytesOf(data), allowing(t, allow...))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s.sasl.(*oauth)
-}
-
-// unguarded lets o ask loopback, where the endpoints of tests are.
-func unguarded(o *oauth) *oauth {
-	o.client.Transport.(*http.Transport).DialContext = (&net.Dialer{}).DialContext
-	return o
 }
 
 func endpoint(t *testing.T, h http.HandlerFunc) *httptest.Server {
@@ -86,7 +80,7 @@ func TestToken(t *testing.T) {
 				}
 				grants(w, token)
 			})
-			session, say, err := unguarded(bearer(t, srv.URL+"/token?tenant=1", tt.more)).Start(t.Context())
+			session, say, err := bearer(t, srv.URL+"/token?tenant=1", tt.more, "127.0.0.1").Start(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -154,7 +148,7 @@ func TestTokenRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			srv := endpoint(t, tt.answer)
 			host := srv.Listener.Addr().String()
-			_, say, err := unguarded(bearer(t, srv.URL+"/"+canary+"?secret="+canary, nil)).Start(t.Context())
+			_, say, err := bearer(t, srv.URL+"/"+canary+"?secret="+canary, nil, "127.0.0.1").Start(t.Context())
 			want := "token of " + host + " (key oauthTokenEndpointUri): " + tt.want
 			if err == nil || err.Error() != want || say != nil {
 				t.Errorf("got  %v, said %q\nwant %s", err, say, want)
@@ -181,7 +175,7 @@ func TestTokenTLS(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, _, err := unguarded(bearer(t, tt.url, map[string]string{"ca.crt": tt.ca})).Start(t.Context())
+			_, _, err := bearer(t, tt.url, map[string]string{"ca.crt": tt.ca}, "127.0.0.1").Start(t.Context())
 			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.HasSuffix(err.Error(), tt.want)) {
 				t.Errorf("got  %v\nwant %s", err, tt.want)
 			}
@@ -193,7 +187,7 @@ func TestTokenOfOneThatHangs(t *testing.T) {
 	stop := make(chan struct{})
 	srv := endpoint(t, func(http.ResponseWriter, *http.Request) { <-stop })
 	defer close(stop)
-	o := unguarded(bearer(t, srv.URL, nil))
+	o := bearer(t, srv.URL, nil, "127.0.0.1")
 	var all sync.WaitGroup
 	for range 3 { // one asks, the others wait for it
 		all.Go(func() {
@@ -217,7 +211,8 @@ func TestTokenOfTheMachineItself(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		_, _, err := bearer(t, "http://"+host+":"+port, nil).Start(ctx)
 		cancel()
-		const want = "is an address of the adapter's own machine or of its cloud's metadata"
+		const want = "is an address of the adapter's own machine or of its cloud's metadata, " +
+			"which is asked only if the operator's allow-list (--kafka-allow) has the server"
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want: ... %s", host, err, want)
 		}
@@ -300,7 +295,7 @@ func TestTokenRefusedByTheBroker(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			srv := endpoint(t, func(w http.ResponseWriter, _ *http.Request) { grants(w, token) })
-			session, _, err := unguarded(bearer(t, srv.URL, nil)).Start(t.Context())
+			session, _, err := bearer(t, srv.URL, nil, "127.0.0.1").Start(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}

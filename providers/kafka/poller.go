@@ -79,7 +79,7 @@ type subscriber struct {
 func newPoller(o *Options, bootstrap []string, s security, counted func(protocol.ApiKey)) *poller {
 	p := &poller{interval: o.Interval, subs: map[subscription]*subscriber{}, brokers: brokers{
 		ttl: o.MetadataInterval, bootstrap: bootstrap, security: s, counted: counted,
-		addresses: map[int32]string{}, topics: map[string]topicLayout{}, coordinators: map[string]string{},
+		addresses: map[int32]string{}, advertisers: map[string]string{}, topics: map[string]topicLayout{}, coordinators: map[string]string{},
 		starts: map[partition]int64{}, conns: map[string]*conn{},
 	}}
 	p.idle = time.AfterFunc(idleAfter, p.rest)
@@ -150,22 +150,29 @@ func (p *poller) subLocked(s subscription) *subscriber {
 	return sub
 }
 
-// recall returns when s was last asked about, and where it stood; false where that is not known.
-func (p *poller) recall(s subscription) (time.Time, map[partition]position, bool) {
+// knows tells whether s has been asked about.
+func (p *poller) knows(s subscription) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.subs[s] != nil
+}
+
+// recall returns when s was last asked about, and where it stood in which topics; false where that is not known.
+func (p *poller) recall(s subscription) (time.Time, memory, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	sub := p.subs[s]
-	if sub == nil {
-		return time.Time{}, nil, false
+	if sub == nil || sub.memory.positions == nil {
+		return time.Time{}, memory{}, false
 	}
-	return sub.asked, maps.Clone(sub.memory.positions), true
+	return sub.asked, memory{positions: maps.Clone(sub.memory.positions), topics: slices.Clone(sub.memory.topics)}, true
 }
 
 // remember begins with s where it stood.
-func (p *poller) remember(s subscription, positions map[partition]position) {
+func (p *poller) remember(s subscription, stood memory) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.subLocked(s).memory.positions = positions
+	p.subLocked(s).memory = stood
 }
 
 // lead makes a round for all who have asked lately.
@@ -222,7 +229,7 @@ func (p *poller) wantsLocked(now time.Time) map[subscription]want {
 
 // judge makes the lag of s of what was found. Whatever is missing makes it unknown.
 func (p *poller) judge(f *found, s subscription, m *memory) (*lag, error) {
-	all := map[partition]offsets{}
+	partitions := 0
 	for _, topic := range s.all() {
 		layout, ok := p.brokers.topics[topic]
 		switch {
@@ -233,6 +240,10 @@ func (p *poller) judge(f *found, s subscription, m *memory) (*lag, error) {
 		case len(layout.leaders) == 0:
 			return nil, fmt.Errorf("topic %q: it has no partitions", topic)
 		}
+		if former := m.recognize(f.at, topic, layout.id); former != (topicID{}) {
+			m.notice(s.recreated(f.at, topic, former, layout.id, s.counting(len(layout.leaders))))
+		}
+		partitions += len(layout.leaders)
 	}
 	group := f.groups[s.group]
 	if group.err != nil {
@@ -241,6 +252,7 @@ func (p *poller) judge(f *found, s subscription, m *memory) (*lag, error) {
 	if group.offsets == nil {
 		return nil, fmt.Errorf("group %q: the cluster said nothing of it", s.group)
 	}
+	all := make(map[partition]offsets, partitions)
 	for _, topic := range s.all() {
 		for id := range p.brokers.topics[topic].leaders {
 			of := partition{topic, int32(id)} //nolint:gosec // a partition's number
@@ -275,7 +287,17 @@ func (p *poller) judge(f *found, s subscription, m *memory) (*lag, error) {
 	if len(all) == 0 {
 		return nil, fmt.Errorf("no partition of topics %s is among partitions %s", s.topics, s.partitions)
 	}
-	return m.judge(f.at, s.reset, all), nil
+	l, err := m.judge(f.at, &s, all)
+	if errors.Is(err, errBack) {
+		p.brokers.stale = true
+		err = fmt.Errorf("group %q: %w", s.group, err)
+	}
+	return l, err
+}
+
+// counting are those of the first n partitions that count.
+func (s *subscription) counting(n int) []int32 {
+	return slices.DeleteFunc(numbers(n), func(id int32) bool { return !s.counts(id) })
 }
 
 // counts tells whether a partition is one that counts.

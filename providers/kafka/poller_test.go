@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
-	"github.com/segmentio/kafka-go/protocol/metadata"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -21,8 +20,12 @@ import (
 	"github.com/sluice-dev/sluice/providers"
 )
 
-// interval leaves 800 ms to a measurement, so that one that waits for all of it is told from one that does not.
-const interval = time.Second
+const (
+	// interval leaves 800 ms to a measurement, so that one that waits for all of it is told from one that does not.
+	interval = time.Second
+	// patient is for where nobody hangs, on a machine that has other things to do.
+	patient = 20 * time.Second
+)
 
 // A round costs as many requests as there are brokers that lead and keep, however many groups there are.
 func TestRequestsOfARound(t *testing.T) {
@@ -46,7 +49,7 @@ func TestRequestsOfARound(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFake(t, 2)
 			f.oldest = tt.oldest
-			p := f.poller(interval)
+			p := f.poller(patient)
 			var subs []subscription
 			for i := range 50 {
 				topic := fmt.Sprintf("t%02d", i%20)
@@ -66,119 +69,6 @@ func TestRequestsOfARound(t *testing.T) {
 			if n := f.open(); n != 2 {
 				t.Errorf("%d connections to 2 brokers", n)
 			}
-		})
-	}
-}
-
-// What one broker leads or keeps is unknown while it hangs, and nothing else is; when it goes on, so does all.
-func TestABrokerThatHangs(t *testing.T) {
-	for _, tt := range []struct {
-		name    string
-		hangs   int
-		fresh   bool // nobody was connected before
-		unknown map[string]string
-	}{
-		{name: "a leader", hangs: 1, unknown: map[string]string{"all orders": `topic "orders", partition 1`}},
-		{name: "a coordinator", hangs: 2, unknown: map[string]string{"all orders": `topic "orders", partition 2`, "kept alone": `group "kept"`}},
-		{name: "who is asked first", hangs: 0, fresh: true, unknown: map[string]string{
-			"all orders": "", "kept alone": "", "one alone": "", // partition 0 is led by it, or the groups are kept
-		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			f := newFake(t, 3)
-			f.topics = map[string]int{"orders": 3, "alone": 1}
-			f.ends[partition{"orders", 1}], f.ends[partition{"alone", 0}] = 5, 7
-			f.keepers["kept"] = 2
-			p := f.poller(interval)
-			subs := []subscription{sub("all", "orders"), sub("kept", "alone"), sub("one", "alone")}
-			known := map[string]result{"all orders": {Lag: 5}, "kept alone": {Lag: 7}, "one alone": {Lag: 7}}
-			if !tt.fresh {
-				if diff := cmp.Diff(known, measureAll(t, p, subs...)); diff != "" {
-					t.Fatalf("-want +got\n%s", diff)
-				}
-			}
-			f.hang(tt.hangs, true)
-			for range 2 { // over a connection that there was, and then over a new one
-				began := time.Now()
-				got := next(t, p, subs...)
-				if took := time.Since(began); took >= interval*8/10 {
-					t.Errorf("it took %s, all of the time", took)
-				}
-				for name, r := range got {
-					reason, unknown := tt.unknown[name]
-					switch {
-					case !unknown && r != known[name]:
-						t.Errorf("%s: %+v, want %+v", name, r, known[name])
-					case unknown && (r.Err == "" || !strings.Contains(r.Err, reason)):
-						t.Errorf("%s: %+v, want unknown for %s", name, r, reason)
-					}
-				}
-			}
-			f.hang(tt.hangs, false)
-			next(t, p, subs...) // who leads is read anew
-			if diff := cmp.Diff(known, next(t, p, subs...)); diff != "" {
-				t.Errorf("afterwards, -want +got\n%s", diff)
-			}
-		})
-	}
-}
-
-// A bootstrap server that hangs, of several, costs a part of the first round.
-func TestABootstrapServerThatHangs(t *testing.T) {
-	f := newFake(t, 4)
-	f.topics = map[string]int{"orders": 1}
-	f.keepers["g"] = 1
-	f.edit = func(_ int, answer protocol.Message) { // broker 0 leads nothing
-		if m, ok := answer.(*metadata.Response); ok {
-			for i := range m.Topics[0].Partitions {
-				m.Topics[0].Partitions[i].LeaderID = 1
-			}
-		}
-	}
-	f.hang(0, true)
-	f.hang(2, true)
-	f.hang(3, true)
-	p := f.poller(interval, f.addresses()[0], f.addresses()[2], f.addresses()[3], f.addresses()[1])
-	for range 2 {
-		if diff := cmp.Diff(map[string]result{"g orders": {}}, next(t, p, sub("g", "orders"))); diff != "" {
-			t.Errorf("-want +got\n%s", diff)
-		}
-	}
-}
-
-// A thousand groups that are new do not take the time in which their offsets were to be read, however slow the network.
-func TestManyGroupsOnASlowNetwork(t *testing.T) {
-	for _, tt := range []struct {
-		name   string
-		oldest bool
-		rounds int
-	}{{name: "at once", rounds: 1}, {name: "one by one", oldest: true, rounds: 12}} {
-		t.Run(tt.name, func(t *testing.T) {
-			f := newFake(t, 1)
-			f.topics["orders"] = 1
-			f.oldest, f.delay = tt.oldest, 2*time.Millisecond
-			groups := 1000
-			if tt.oldest {
-				groups = 60
-			}
-			var subs []subscription
-			for i := range groups {
-				subs = append(subs, sub(fmt.Sprint("g", i), "orders"))
-			}
-			p := f.poller(interval)
-			unknown := map[string]result{}
-			for range tt.rounds {
-				clear(unknown)
-				for name, r := range next(t, p, subs...) {
-					if r.Err != "" {
-						unknown[name] = r
-					}
-				}
-				if len(unknown) == 0 {
-					return
-				}
-			}
-			t.Errorf("%d groups are not known: %v", len(unknown), unknown)
 		})
 	}
 }
@@ -224,13 +114,13 @@ func TestAnswersThatLeaveOut(t *testing.T) {
 					a.Coordinators[0].Host = ""
 				}
 			},
-			want: map[string]result{"g orders": {Err: `coordinator of group "g": nothing was said of it`}},
+			want: map[string]result{"g orders": {Err: `coordinator of group "g": broker 0 advertises no usable address`}},
 		},
 		{
 			name: "nothing, and has too many brokers",
 			edit: func(m protocol.Message) {
-				if a, ok := m.(*metadata.Response); ok {
-					a.Brokers = make([]metadata.ResponseBroker, maxBrokers+1)
+				if a, ok := m.(*metadataResponse); ok {
+					a.Brokers = make([]metadataBroker, maxBrokers+1)
 				}
 			},
 			want: map[string]result{"g orders": {Err: `metadata of the cluster: invalid answer: not an answer of a Kafka broker: 1001 brokers and 2 partitions`}},
@@ -247,11 +137,20 @@ func TestAnswersThatLeaveOut(t *testing.T) {
 		{
 			name: "a topic",
 			edit: func(m protocol.Message) {
-				if a, ok := m.(*metadata.Response); ok {
+				if a, ok := m.(*metadataResponse); ok {
 					a.Topics = nil
 				}
 			},
 			want: map[string]result{"g orders": {Err: `topic "orders": the cluster said nothing of it`}},
+		},
+		{
+			name: "what was asked for, among more than there is room for",
+			edit: func(m protocol.Message) {
+				if a, ok := m.(*listOffsetsResponse); ok {
+					a.Topics = append(a.Topics, listOffsetsAnswers{Topic: "other", Partitions: make([]listOffsetsAnswer, 10_000)})
+				}
+			},
+			want: map[string]result{"g orders": {Err: `offsets of topic "orders", partition 0: broker `}},
 		},
 		{
 			name: "partitions that nobody asked for",
@@ -269,7 +168,7 @@ func TestAnswersThatLeaveOut(t *testing.T) {
 			f.topics["orders"] = 2
 			f.ends[partition{"orders", 0}], f.ends[partition{"orders", 1}] = 4, 5
 			f.edit = func(_ int, m protocol.Message) { tt.edit(m) }
-			p := f.poller(interval)
+			p := f.poller(patient)
 			got := next(t, p, sub("g", "orders"))
 			for name, r := range got {
 				if want := tt.want[name]; r.Lag != want.Lag || !strings.HasPrefix(r.Err, want.Err) || (r.Err == "") != (want.Err == "") {
@@ -306,7 +205,7 @@ func TestWhatMayNotBeRead(t *testing.T) {
 			}
 		}
 	}
-	p := f.poller(interval)
+	p := f.poller(patient)
 	subs := []subscription{sub("g", "orders"), sub("g", "secret"), sub("forbidden", "orders"), sub("h", "orders"), sub("g", "missing")}
 	for round := range 2 {
 		got := next(t, p, subs...)
@@ -330,7 +229,7 @@ func TestWhatMayNotBeRead(t *testing.T) {
 func TestATopicThatIsCreated(t *testing.T) {
 	f := newFake(t, 1)
 	f.topics["orders"] = 1
-	p := f.poller(interval)
+	p := f.poller(patient)
 	subs := []subscription{sub("g", "orders"), sub("g", "later")}
 	measureAll(t, p, subs...)
 	f.with(func() { f.topics["later"], f.ends[partition{"later", 0}] = 1, 3 })
@@ -360,10 +259,10 @@ func TestALeaderThatIsStopped(t *testing.T) {
 	f := newFake(t, 1)
 	f.topics["orders"] = 1
 	f.ends[partition{"orders", 0}] = 4
-	p := f.poller(interval)
+	p := f.poller(patient)
 	f.hang(0, true)
 	ctx, stop := context.WithCancel(t.Context())
-	ctx, cancel := context.WithTimeout(ctx, interval)
+	ctx, cancel := context.WithTimeout(ctx, patient)
 	defer cancel()
 	leader := make(chan error, 1)
 	go func() {
@@ -395,7 +294,7 @@ func TestALeaderThatIsStopped(t *testing.T) {
 func TestForgets(t *testing.T) {
 	f := newFake(t, 1)
 	f.topics = map[string]int{"orders": 1, "old": 1}
-	p := f.poller(interval)
+	p := f.poller(patient)
 	old := sub("old", "old")
 	measureAll(t, p, old, sub("g", "orders"))
 	p.subs[old].asked = time.Now().Add(-time.Minute)
@@ -428,7 +327,7 @@ func TestRotationKeepsWhereAGroupStood(t *testing.T) {
 		}
 	}
 	client := fake.NewClientset(secret("old"))
-	s, err := New(Options{Secrets: providers.NewSecrets(providers.SecretsOptions{Client: client.CoreV1(), TTL: 1}), Interval: interval})
+	s, err := New(Options{Secrets: providers.NewSecrets(providers.SecretsOptions{Client: client.CoreV1(), TTL: 1}), Interval: patient, Allow: []string{"127.0.0.1"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -475,5 +374,44 @@ func TestBearable(t *testing.T) {
 		if err := bearable([]byte(challenge)); (err == nil) != want {
 			t.Errorf("%q: %v", challenge, err)
 		}
+	}
+}
+
+// That a topic is another one is known by its ID, which is asked for when commits have gone.
+func TestTopicMadeAnew(t *testing.T) {
+	f := newFake(t, 2)
+	f.topics["orders"], f.ids["orders"] = 2, 7
+	first, second := partition{"orders", 0}, partition{"orders", 1}
+	f.ends[first], f.ends[second] = 10, 10
+	f.commits["readers"] = map[partition]int64{first: 8, second: 8}
+	p := f.poller(patient)
+	onlookers := sub("onlookers", "orders")
+	onlookers.reset = v1alpha1.KafkaLatest
+	readers := sub("readers", "orders")
+	want := map[string]result{"readers orders": {Lag: 4}, "onlookers orders": {Lag: 0}}
+	if diff := cmp.Diff(want, measureAll(t, p, readers, onlookers)); diff != "" {
+		t.Fatalf("-want +got\n%s", diff)
+	}
+	f.with(func() {
+		f.ids["orders"] = 8
+		f.ends[first], f.ends[second] = 30, 30
+		delete(f.commits, "readers")
+	})
+	f.counted()
+	if got := next(t, p, readers)["readers orders"]; !strings.Contains(got.Err, "what was committed in it, is gone") {
+		t.Errorf("the first look: %+v, want unknown", got)
+	}
+	want = map[string]result{"readers orders": {Lag: 60}, "onlookers orders": {Lag: 0}}
+	for range 2 {
+		if diff := cmp.Diff(want, next(t, p, readers, onlookers)); diff != "" {
+			t.Errorf("-want +got\n%s", diff)
+		}
+	}
+	if n := f.counted()["Metadata"]; n != 1 {
+		t.Errorf("metadata was read %d times, want once", n)
+	}
+	f.with(func() { f.ends[first] = 33 })
+	if got := next(t, p, onlookers)["onlookers orders"]; got.Lag != 3 {
+		t.Errorf("then 3 records came: %+v", got)
 	}
 }

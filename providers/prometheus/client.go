@@ -31,7 +31,7 @@ type client struct {
 // have equal content, and those without any. When a Secret changes it has another client, with new connections, at
 // once.
 type clients struct {
-	guard bool // check the addresses of servers
+	allow providers.AllowList
 
 	mu    sync.Mutex // protects following
 	byKey map[providers.SecretVersion]*client
@@ -48,7 +48,7 @@ func (c *clients) get(secret providers.Secret) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.add(secret.Version, &client{creds: creds, transport: newTransport(creds, c.guard)}), nil
+	return c.add(secret.Version, &client{creds: creds, transport: newTransport(creds, c.allow)}), nil
 }
 
 // find returns the client of a key, or nil. It drops those that were not used for long.
@@ -110,10 +110,10 @@ func (c *clients) close() {
 	}
 }
 
-func newTransport(creds *credentials, guard bool) *http.Transport {
+func newTransport(creds *credentials, allow providers.AllowList) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
-	if guard {
-		dialer.Control = checkAddress
+	if allow.Empty() { // else nobody is asked whom it does not name
+		dialer.Control = allow.CheckAddress
 	}
 	// HTTP/1 has a connection per query: one whose query was given up is closed, where HTTP/2 would go on to ask over
 	// a connection that may be dead.

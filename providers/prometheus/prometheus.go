@@ -24,6 +24,9 @@ import (
 // at a time by default; more would only wait there instead of here.
 const perServer = 20
 
+// allowFlag is by what operators know Options.Allow.
+const allowFlag = "--prometheus-allow"
+
 // Options of a Source.
 type Options struct {
 	// Secrets reads the Secrets that Functions name. Required.
@@ -38,7 +41,7 @@ type Options struct {
 // under way any more.
 type Source struct {
 	secrets *providers.Secrets
-	allow   allowList
+	allow   providers.AllowList
 	slots   providers.Slots[string] // by server
 	clients clients
 }
@@ -50,11 +53,11 @@ func New(o Options) (*Source, error) {
 	if o.Secrets == nil {
 		return nil, fmt.Errorf("prometheus: Secrets is required")
 	}
-	allow, err := parseAllow(o.Allow)
+	allow, err := providers.ParseAllowList(allowFlag, o.Allow)
 	if err != nil {
 		return nil, err
 	}
-	return &Source{secrets: o.Secrets, allow: allow, slots: providers.Slots[string]{Most: perServer}, clients: clients{guard: len(allow) == 0}}, nil
+	return &Source{secrets: o.Secrets, allow: allow, slots: providers.Slots[string]{Most: perServer}, clients: clients{allow: allow}}, nil
 }
 
 // Close drops the idle connections.
@@ -67,22 +70,22 @@ func (s *Source) Measure(ctx context.Context, t providers.Target) (*providers.Me
 	if t.Kind != providers.Query {
 		return nil, fmt.Errorf("prometheus cannot measure a target of kind %q", t.Kind)
 	}
-	srv, err := parseServer(t.Ask.Server)
+	srv, err := providers.ParseServer(t.Ask.Server)
 	if err != nil {
 		return nil, err
 	}
-	if !s.allow.allows(srv) {
-		return nil, fmt.Errorf("server %s is not in the operator's allow-list (--prometheus-allow)", srv)
+	if err := s.allow.Check(srv); err != nil {
+		return nil, err
 	}
 	c, err := s.client(ctx, t, srv)
 	if err != nil {
 		return nil, fmt.Errorf("authRef: %w", err)
 	}
 	began := time.Now()
-	release, err := s.slots.Acquire(ctx, srv.address())
+	release, err := s.slots.Acquire(ctx, srv.Address())
 	if err != nil {
 		return nil, fmt.Errorf("%d queries to %s were under way all the time, so that this one could not be sent: %w",
-			perServer, srv.address(), err)
+			perServer, srv.Address(), err)
 	}
 	defer release()
 	v, err := c.ask(ctx, srv, t.Ask, began)
@@ -93,7 +96,7 @@ func (s *Source) Measure(ctx context.Context, t providers.Target) (*providers.Me
 }
 
 // client returns the client with the credentials of t.
-func (s *Source) client(ctx context.Context, t providers.Target, srv server) (*client, error) {
+func (s *Source) client(ctx context.Context, t providers.Target, srv providers.Server) (*client, error) {
 	if t.Ask.AuthSecret == "" {
 		return s.clients.get(providers.Secret{})
 	}
@@ -106,14 +109,14 @@ func (s *Source) client(ctx context.Context, t providers.Target, srv server) (*c
 	if err != nil {
 		return nil, fmt.Errorf("secret %s: %w", name, err)
 	}
-	if srv.scheme == "http" && c.creds.authorization == "" {
+	if srv.Scheme == "http" && c.creds.authorization == "" {
 		return nil, fmt.Errorf("secret %s has keys for TLS only, which say nothing to a server over http; set server to an https URL", name)
 	}
 	return c, nil
 }
 
 // ask sends the query and reads the answer.
-func (c *client) ask(ctx context.Context, srv server, ask providers.Ask, began time.Time) (float64, error) {
+func (c *client) ask(ctx context.Context, srv providers.Server, ask providers.Ask, began time.Time) (float64, error) {
 	x := &exchange{transport: c.transport, authorization: c.creds.authorization}
 	caller, err := api.NewClient(api.Config{Address: srv.String(), Client: &http.Client{Transport: x}})
 	if err != nil {

@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
+	"github.com/sluice-dev/sluice/api/watches"
 	"github.com/sluice-dev/sluice/providers"
 )
 
@@ -64,11 +65,12 @@ func (d *Discovery) Run(ctx context.Context, sink providers.Sink) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	watched, err := cache.New(d.Config, cacheOptions(d.mapper))
+	config := watches.Config(ctx, d.Config)
+	watched, err := cache.New(config, cacheOptions(d.mapper))
 	if err != nil {
 		return fmt.Errorf("cache of functions and endpoint slices: %w", err)
 	}
-	objects, err := metadataclient.NewForConfig(d.Config)
+	objects, err := metadataclient.NewForConfig(config)
 	if err != nil {
 		return fmt.Errorf("client for metadata: %w", err)
 	}

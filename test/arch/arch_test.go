@@ -23,11 +23,12 @@ const module = "github.com/sluice-dev/sluice/"
 // import. A name ending in /* stands for every package below.
 var mayImport = map[string][]string{
 	"api/v1alpha1":         {},
+	"api/watches":          {},
 	"providers":            {"api/v1alpha1"},
-	"providers/*":          {"api/v1alpha1", "providers"},
+	"providers/*":          {"api/v1alpha1", "api/watches", "providers"},
 	"adapter":              {"api/v1alpha1", "providers"},
-	"scaler":               {"api/v1alpha1"},
-	"activator":            {"api/v1alpha1"},
+	"scaler":               {"api/v1alpha1", "api/watches"},
+	"activator":            {"api/v1alpha1", "api/watches"},
 	"cmd/activator":        {"api/v1alpha1", "activator"},
 	"cmd/scaler":           {"api/v1alpha1", "scaler"},
 	"cmd/adapter":          {"api/v1alpha1", "adapter", "providers", "providers/*"},
@@ -40,9 +41,12 @@ var mayImport = map[string][]string{
 	"test/prometheus/find": {"test/prometheus"},
 	"test/kafka":           {"api/v1alpha1", "providers", "providers/kafka"},
 	"test/kafka/find":      {"test/kafka"},
-	"test/bench/*":         {"api/v1alpha1", "adapter", "providers", "providers/*", "test/cluster", "test/bench/world"},
-	"test/e2e":             {"api/v1alpha1", "test/load", "test/prometheus", "test/kafka", "test/cluster"},
-	"test/e2e/*":           {"api/v1alpha1", "adapter", "providers", "providers/*", "scaler", "test/cluster"},
+	"test/bench/*": {
+		"api/v1alpha1", "activator", "adapter", "providers", "providers/*", "test/cluster", "test/kafka", "test/bench/world",
+		"test/bench/kafka/subject",
+	},
+	"test/e2e":   {"api/v1alpha1", "test/load", "test/prometheus", "test/kafka", "test/cluster"},
+	"test/e2e/*": {"api/v1alpha1", "adapter", "providers", "providers/*", "scaler", "test/cluster"},
 }
 
 func TestImportTable(t *testing.T) {

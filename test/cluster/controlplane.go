@@ -213,13 +213,7 @@ func (c *Cluster) reconfigure(ctx context.Context, rec *record, opts Options) er
 		return nil
 	}
 	fmt.Fprintf(opts.Log, "restarting kube-controller-manager with %q\n", opts.ControllerManagerArgs)
-	err := killAll(ctx, func() []identity {
-		if running.alive() {
-			return []identity{running.identity}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := running.end(ctx); err != nil {
 		return err
 	}
 	// Its port and all other flags stay.

@@ -47,6 +47,28 @@ func TestControlPlane(t *testing.T) {
 	if before["kube-apiserver"] != after["kube-apiserver"] {
 		t.Error("kube-apiserver was restarted")
 	}
+	programs := []string{"kube-apiserver", "kube-controller-manager"}
+	if err := c.StopPrograms(t.Context(), programs...); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.StartPrograms(t.Context(), programs...); err != nil {
+		t.Fatal(err)
+	}
+	anew := c.pids(t)
+	for _, name := range programs {
+		if anew[name] == after[name] {
+			t.Errorf("%s was not stopped and started", name)
+		}
+	}
+	if anew["etcd"] != after["etcd"] {
+		t.Error("etcd was restarted")
+	}
+	if err := c.StartPrograms(t.Context(), "etcd"); err == nil {
+		t.Error("StartPrograms of a program that runs: no error")
+	}
+	if err := c.StopPrograms(t.Context(), "kube-apisever"); err == nil {
+		t.Error("StopPrograms of a program that there is not: no error")
+	}
 	if err := c.LoadImage(t.Context(), "none.tar"); err == nil {
 		t.Error("LoadImage without a node: no error")
 	}

@@ -6,13 +6,11 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sluice-dev/sluice/api/v1alpha1"
@@ -69,61 +67,6 @@ func withoutScaler(s *story) {
 	a := s.mustAnswer(s.clusterIP("own"), "")
 	b := s.mustAnswer(s.clusterIP("sluice-through"), "")
 	s.Logf("without the scaler: Direct %s, Proxied %s", a, b)
-}
-
-// One of two activators is told to go, under load on new connections and on kept ones, with a long request in it and
-// requests held by it: none fails.
-func activatorLeaves(s *story) {
-	host := "leaves." + s.namespace + ".example.com"
-	s.workload("hello", 2)
-	s.create(proxied("hello", host))
-	s.asleep(idleAfter(proxied("cold"), 2*time.Second))
-	s.awaitPhase("hello", v1alpha1.Active, 30*time.Second)
-	url, cold := s.clusterIP("sluice-hello"), s.clusterIP("sluice-cold")
-
-	stopNew := s.steadyLoad(url, 60, false)
-	stopKept := s.steadyLoad(url, 40, true)
-	var pods corev1.PodList
-	if err := s.client.List(s.Context(), &pods, client.InNamespace(v1alpha1.SystemNamespace),
-		client.MatchingLabels{"app.kubernetes.io/name": "sluice-activator"}); err != nil {
-		s.Fatal(err)
-	}
-	if len(pods.Items) != 2 {
-		s.Fatalf("%d activators; want 2", len(pods.Items))
-	}
-	var others sync.WaitGroup
-	begin := func(what, url, host string) {
-		others.Go(func() {
-			if said := call(s.Context(), url, host).ok(); said != "" {
-				s.Errorf("%s: %s", what, said)
-			}
-		})
-	}
-	for range 4 { // with four, it is all but certain that the one that goes has some of each
-		begin("a request longer than the activator goes on accepting", url+"/?delay=12s", "")
-		begin("a request that is held", cold, "")
-	}
-	gone := pods.Items[0].Name
-	if err := s.client.Delete(s.Context(), &pods.Items[0]); err != nil {
-		s.Fatal(err)
-	}
-	// Meanwhile a sleeping function is reached through whichever is left, and so is the door.
-	for range 5 {
-		s.mustAnswer(cold, "")
-		s.mustAnswer(s.door(), host)
-	}
-	eventually(s.T, 120*time.Second, "the activator to be gone", func(ctx context.Context) string {
-		err := s.client.Get(ctx, client.ObjectKey{Namespace: v1alpha1.SystemNamespace, Name: gone}, &corev1.Pod{})
-		if apierrors.IsNotFound(err) {
-			return ""
-		}
-		return "it is still there"
-	})
-	s.awaitRollout(s.T, "sluice-activator", 2)
-	s.mustAnswer(cold, "")
-	others.Wait()
-	stopNew()
-	stopKept()
 }
 
 // hpaSays says why the condition is not as wanted, or lacks a word in its message, or "".

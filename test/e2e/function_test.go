@@ -92,14 +92,19 @@ func (s *story) get(obj client.Object, name string) {
 // workload creates the sample function's Deployment and Service under name.
 func (s *story) workload(name string, replicas int32) {
 	s.Helper()
-	template := s.template(name)
+	s.deploy(name, replicas, s.template(name))
+	s.service(name)
+}
+
+// deploy creates a Deployment of pods of template.
+func (s *story) deploy(name string, replicas int32, template corev1.PodTemplateSpec) {
+	s.Helper()
 	s.create(&appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: appsv1.DeploymentSpec{
 			Replicas: &replicas, Template: template, Selector: &metav1.LabelSelector{MatchLabels: template.Labels},
 		},
 	})
-	s.service(name)
 }
 
 // template is the sample function's pod.
@@ -117,6 +122,9 @@ func (s *story) template(name string) corev1.PodTemplateSpec {
 				ReadinessProbe: &corev1.Probe{
 					ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}},
 					PeriodSeconds: 1,
+					// Three that take longer make a pod unready, and where it is the only one its callers are refused. By
+					// default that is 1 s, which a machine that is short of time may need.
+					TimeoutSeconds: 5,
 				},
 				// Without it a pod dies at once when it is told to, while kube-proxy still sends to it.
 				Lifecycle:       &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 5}}},
@@ -130,12 +138,19 @@ func (s *story) template(name string) corev1.PodTemplateSpec {
 // service creates the Service in front of the pods of name.
 func (s *story) service(name string) {
 	s.Helper()
+	s.serviceSpeaking(name, "")
+}
+
+// serviceSpeaking does the same of a Service whose port says an appProtocol, unless that is "".
+func (s *story) serviceSpeaking(name, appProtocol string) {
+	s.Helper()
+	port := corev1.ServicePort{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}
+	if appProtocol != "" {
+		port.AppProtocol = &appProtocol
+	}
 	s.create(&corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec: corev1.ServiceSpec{
-			Selector: map[string]string{"app": name},
-			Ports:    []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}},
-		},
+		Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": name}, Ports: []corev1.ServicePort{port}},
 	})
 }
 
@@ -286,12 +301,24 @@ func (a answer) ok() string {
 	return ""
 }
 
-// call sends one request on a connection of its own, as a new client would.
-func call(ctx context.Context, url, host string) answer {
+// call sends one request that does something, on a connection of its own, as a new client would.
+func call(ctx context.Context, url, host string) answer { return ask(ctx, http.MethodPost, url, host) }
+
+// ask does the same by any method.
+func ask(ctx context.Context, method, url, host string) answer {
+	return askWithin(ctx, method, url, host, callLimit)
+}
+
+// askWithin does the same with a client that waits for so long.
+func askWithin(ctx context.Context, method, url, host string, limit time.Duration) answer {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, 70*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader("hello"))
+	var sent io.Reader
+	if method == http.MethodPost {
+		sent = strings.NewReader("hello")
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, sent)
 	if err != nil {
 		return answer{err: err}
 	}

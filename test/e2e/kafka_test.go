@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -27,8 +28,8 @@ import (
 const lagInterval = 2 * time.Second
 
 // kafkaDrains is a function without traffic that wakes for 10,000 records in 12 partitions, to one replica for each of
-// them and no more, works them off and sleeps. One of its pods is deleted meanwhile. Every record is worked on, and the lag
-// that is served is what Kafka's own tool says.
+// them and no more, works them off and sleeps. One of its pods is deleted meanwhile. Every record is worked on, and the
+// curve of the lag that is served passes through whatever Kafka's own tool says meanwhile.
 func kafkaDrains(s *story) {
 	const partitions, records, before = 12, 10_000, 50 * 12
 	q := s.topic("drains", partitions)
@@ -36,7 +37,7 @@ func kafkaDrains(s *story) {
 	fn.Spec.Scale.MaxReplicas = 20
 	activation := resource.MustParse("1k") // so that there is a lag while nobody works it off
 	fn.Spec.Metrics[0].KafkaLag.Activation = &activation
-	s.consumers("drains", q, 50*time.Millisecond)
+	s.consumers("drains", q, 80*time.Millisecond) // 67 s, which is long enough for the tool to run a number of times
 	s.create(fn)
 	s.awaitPhase("drains", v1alpha1.Idle, 30*time.Second)
 
@@ -49,6 +50,7 @@ func kafkaDrains(s *story) {
 		s.Errorf("%d replicas for a lag below activation", n)
 	}
 
+	compare := s.followLag("drains", q)
 	began := time.Now()
 	q.produce(records - before)
 	if n := s.awaitWake("drains"); n != partitions { // of ceil(10,000 / 500) = 20
@@ -65,7 +67,6 @@ func kafkaDrains(s *story) {
 
 	s.awaitLagBelow("drains", records*9/10, 60*time.Second)
 	s.Logf("%s after the records, a tenth is done", since(began))
-	s.compareWhileFalling("drains", q)
 	s.deleteAPod("drains")
 	most := int32(0)
 	eventually(s.T, 120*time.Second, "every record to be read", func(ctx context.Context) string {
@@ -73,6 +74,7 @@ func kafkaDrains(s *story) {
 		return s.lagIs(ctx, "drains", 0)
 	})
 	s.Logf("%s after the records, all are done", since(began))
+	compare(records)
 	if most != partitions {
 		s.Errorf("%d replicas at most; want %d", most, partitions)
 	}
@@ -135,7 +137,7 @@ func kafkaOutage(s *story) {
 }
 
 // kafkaAndRate is a function that both requests and lag scale: it has as many replicas as the one asks for that asks for
-// more, beyond the number of partitions too, as requests are for any number of replicas.
+// more, beyond the number of partitions too, as requests are for any number of replicas. At the end its topic is made anew.
 func kafkaAndRate(s *story) {
 	const partitions, rate = 2, 60.0
 	q := s.topic("both", partitions)
@@ -143,7 +145,7 @@ func kafkaAndRate(s *story) {
 	fn.Spec.Traffic = proxied("both").Spec.Traffic
 	fn.Spec.Scale.MaxReplicas = 8
 	s.asleep(fn) // its pods do not consume: the lag is what the story says
-	becomes := func(what string, want int32) {
+	becomes := func(what string, want int32) time.Duration {
 		s.Helper()
 		began := time.Now()
 		eventually(s.T, 90*time.Second, what, func(context.Context) string {
@@ -153,10 +155,14 @@ func kafkaAndRate(s *story) {
 			return ""
 		})
 		s.Logf("%s: %d replicas after %s", what, want, since(began))
+		return since(began)
 	}
 
 	q.produce(250)
-	becomes("the lag to wake it", 3) // ceil(250 / 100), which is more than partitions
+	// ceil(250 / 100) is more than partitions. The lag is measured every 2 s and read every second.
+	if took := becomes("the lag to wake it", 3); took > 5*time.Second {
+		s.Errorf("woken after %s, want two periods of the measurement and one of the reading at most", took)
+	}
 	s.awaitLag("both", 250)
 	if got := q.tool(); got != 250 {
 		s.Errorf("lag at rest: Kafka's own tool says %d, want 250", got)
@@ -173,6 +179,12 @@ func kafkaAndRate(s *story) {
 	})
 	q.produce(300)
 	becomes("the lag to ask for more than the rate", 6) // ceil(550 / 100)
+	s.partitionsAre("both", lagPart{0, new(int64), 275}, lagPart{1, new(int64), 275})
+	q.remake()
+	q.produce(600) // more than there was
+	s.awaitLag("both", 600)
+	s.partitionsAre("both", lagPart{0, nil, 300}, lagPart{1, nil, 300})
+	s.mustTellOnce("both", "TopicRecreated", `topic "both" was deleted and made anew`)
 }
 
 // topic is one on a broker of its own, and the group that consumes it.
@@ -276,21 +288,31 @@ func (t *topic) produce(n int) {
 // tool is the lag that Kafka's own tool tells.
 func (t *topic) tool() int64 {
 	t.s.Helper()
-	described, err := t.Lag(t.s.Context(), t.name)
+	told, err := t.askTool(t.s.Context())
 	if err != nil {
 		t.s.Fatal(err)
 	}
-	if len(described) != t.partitions {
-		t.s.Fatalf("Kafka's own tool tells of %d partitions, want %d", len(described), t.partitions)
+	return told.Lag
+}
+
+// askTool runs Kafka's own tool.
+func (t *topic) askTool(ctx context.Context) (kafka.Told, error) {
+	told := kafka.Told{Began: time.Now()}
+	described, err := t.Lag(ctx, t.name)
+	told.Ended = time.Now()
+	if err != nil {
+		return told, err
 	}
-	sum := int64(0)
+	if len(described) != t.partitions {
+		return told, fmt.Errorf("Kafka's own tool tells of %d partitions, want %d", len(described), t.partitions)
+	}
 	for p, d := range described {
 		if d.Lag == kafka.None {
-			t.s.Fatalf("Kafka's own tool does not know the lag of %v", p)
+			return told, fmt.Errorf("Kafka's own tool does not know the lag of %v", p)
 		}
-		sum += d.Lag
+		told.Lag += d.Lag
 	}
-	return sum
+	return told, nil
 }
 
 // mustHaveDone fails unless each of the first n records was worked on.
@@ -366,29 +388,71 @@ func (s *story) awaitWake(name string) (replicas int32) {
 	return replicas
 }
 
-// compareWhileFalling compares the lag that is served with that of Kafka's own tool while nothing is produced. The tool
-// takes seconds: what it tells is not more than what was served before, and not less than what is served an interval later.
-func (s *story) compareWhileFalling(name string, t *topic) {
-	s.Helper()
-	before, err := s.metric(s.Context(), name, v1alpha1.KafkaLag)
-	if err != nil {
-		s.Fatal(err)
-	}
-	began := time.Now()
-	tool := float64(t.tool())
-	took := since(began)
-	measured := time.Now().Add(2 * lagInterval) // by then, what is served was measured after the tool had ended
-	after := 0.0
-	eventually(s.T, 30*time.Second, "a lag that was measured later", func(ctx context.Context) string {
-		after, err = s.metric(ctx, name, v1alpha1.KafkaLag)
-		if err != nil || time.Now().Before(measured) {
-			return fmt.Sprint(err)
+// followLag begins to read the lag that is served, and to run Kafka's own tool again and again, while records are worked
+// off. compare ends that, and fails the story unless the curve of what was served, at most an interval later, passes
+// through every value that the tool told; some must be from the drain itself, below from and not yet 0.
+func (s *story) followLag(name string, t *topic) (compare func(from int64)) {
+	const every, least = 200 * time.Millisecond, 6
+	asking, stopAsking := context.WithCancel(s.Context())
+	reading, stopReading := context.WithCancel(s.Context())
+	var asked, read sync.WaitGroup
+	var points []kafka.Told
+	var curve kafka.Curve
+	asked.Go(func() {
+		for asking.Err() == nil {
+			told, err := t.askTool(asking)
+			if asking.Err() != nil {
+				return
+			}
+			if err != nil {
+				s.Errorf("while the lag is worked off: %v", err)
+				return
+			}
+			points = append(points, told)
 		}
-		return ""
 	})
-	s.Logf("lag served before %v, told by Kafka's own tool within %s %v, served %s later %v", before, took, tool, 2*lagInterval, after)
-	if tool > before || tool < after {
-		s.Errorf("Kafka's own tool tells a lag of %v, which is not between %v before and %v after", tool, before, after)
+	read.Go(func() {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for reading.Err() == nil {
+			sample := kafka.Sample{Asked: time.Now()}
+			var err error
+			sample.Lag, err = s.metric(reading, name, v1alpha1.KafkaLag)
+			sample.Answered = time.Now()
+			if reading.Err() != nil {
+				return
+			}
+			if err != nil {
+				s.Errorf("the lag while it is worked off: %v", err)
+				return
+			}
+			curve = append(curve, sample)
+			<-tick.C
+		}
+	})
+	s.Cleanup(func() { stopAsking(); stopReading(); asked.Wait(); read.Wait() })
+	return func(from int64) {
+		s.Helper()
+		stopAsking()
+		asked.Wait()
+		wait(s.Context(), lagInterval) // so that the curve reaches as far as the last point may look
+		stopReading()
+		read.Wait()
+		inDrain := 0
+		for _, p := range points {
+			if p.Lag > 0 && p.Lag < from {
+				inDrain++
+			}
+		}
+		got := curve.Compare(points, lagInterval)
+		s.Logf("Kafka's own tool told the lag %d times, %d of them while it was worked off; the curve of %d values that were served is %s late at most, and %v records away at most while the tool ran",
+			got.Points, inDrain, len(curve), got.Latest.Round(10*time.Millisecond), got.Largest)
+		if inDrain < least {
+			s.Errorf("%d points of the drain; want %d", inDrain, least)
+		}
+		for _, wrong := range got.Wrong {
+			s.Error(wrong)
+		}
 	}
 }
 

@@ -27,18 +27,18 @@ var root = flag.String("root", "", "root of the repository")
 func TestStories(t *testing.T) {
 	w := newWorld(t)
 	t.Run("functions", func(t *testing.T) {
-		w.story(t, "ColdStartDirect", coldStartDirect)
-		w.story(t, "ColdStartProxied", coldStartProxied)
-		w.story(t, "FiftyAtOnceWakeOnce", fiftyAtOnceWakeOnce)
 		w.story(t, "BadSpecs", badSpecs)
 		w.story(t, "Conflicts", conflicts)
 		w.story(t, "WorkloadStays", workloadStays)
+		w.story(t, "StaticAnswersKeepNobodyAwake", staticAnswers)
+		w.story(t, "PlaceholderWakes", placeholderWakes)
+		w.story(t, "FallbackAnswers", fallbackAnswers)
 		w.story(t, "ScalesOnRateDirect", scalesOnRateDirect)
 		w.story(t, "ScalesOnRateProxied", scalesOnRateProxied)
+		w.story(t, "LiveChanges", liveChanges)
 		w.story(t, "OwnHPAs", ownHPAs)
 		w.story(t, "OwnHPAToZero", ownHPAToZero)
 		w.story(t, "OwnHPATold", ownHPATold)
-		w.story(t, "ColdStartStatefulSet", coldStartStatefulSet)
 		w.story(t, "ScalesOnQueue", scalesOnQueue)
 		w.story(t, "ScalesOnQuery", scalesOnQuery)
 		w.story(t, "KafkaDrains", kafkaDrains)
@@ -46,6 +46,26 @@ func TestStories(t *testing.T) {
 		w.story(t, "KafkaAndRate", kafkaAndRate)
 	})
 	// Alone on the machine, because they are about moments.
+	t.Run("cold", func(t *testing.T) {
+		w.story(t, "ColdStartDirect", coldStartDirect)
+		w.story(t, "ColdStartProxied", coldStartProxied)
+		w.story(t, "ColdStartStatefulSet", coldStartStatefulSet)
+		w.story(t, "FiftyAtOnceWakeOnce", fiftyAtOnceWakeOnce)
+	})
+	t.Run("gate", func(t *testing.T) {
+		for _, way := range steadyWays() {
+			w.story(t, "Steady"+way.name(), func(s *story) { steady(s, way) })
+		}
+		for _, way := range otherWays() {
+			w.story(t, "Through"+way.name(), func(s *story) { through(s, way) })
+		}
+		w.story(t, "UnchangedByClusterIP", func(s *story) { unchanged(s, false) })
+		w.story(t, "UnchangedByDoor", func(s *story) { unchanged(s, true) })
+		w.story(t, "DirectLeavesTheGate", directLeavesTheGate)
+		w.story(t, "PodsThatNeverServe", podsThatNeverServe)
+		w.story(t, "PodsThatTurnBad", podsThatTurnBad)
+		w.story(t, "PodsThatTurnBadDirect", podsThatTurnBadDirect)
+	})
 	t.Run("sleep", func(t *testing.T) {
 		w.story(t, "AnyMomentDirect", anyMomentDirect)
 		w.story(t, "AnyMomentProxied", anyMomentProxied)
@@ -55,7 +75,11 @@ func TestStories(t *testing.T) {
 		w.serial(t, "BesidePrometheusAdapter", besidePrometheusAdapter)
 		w.serial(t, "WithoutAdapterNothingScalesDown", withoutAdapter)
 		w.serial(t, "WithoutScalerItStillWakes", withoutScaler)
-		w.serial(t, "ActivatorLeavesLosingNothing", activatorLeaves)
+		w.serial(t, "LimitHolds", limitHolds)
+		w.serial(t, "ActivatorsRollLosingNothing", activatorsRoll)
+		w.serial(t, "ActivatorKilled", activatorKilled)
+		w.serial(t, "ZeroToThousands", zeroToThousands)
+		w.serial(t, "WithoutAPIServer", withoutAPIServer)
 	})
 	w.serial(t, "Uninstall", uninstall)
 }

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"sync"
@@ -24,10 +25,15 @@ import (
 // The test cluster's own networks, inside its network namespace: the only addresses that a story sends load to.
 var clusterNetworks = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("10.96.0.0/16")}
 
-// steadyLoad offers rate requests per second until stop, for five minutes at most: each on a connection of its own, or
-// with kept ones on as few connections as it takes. stop ends the load, waits for what is under way, and fails the
-// story for every request that was not answered with a 2xx status.
-func (s *story) steadyLoad(url string, rate float64, kept bool) (stop func()) {
+// offeredLoad is a load that goes on until it is stopped.
+type offeredLoad struct {
+	began time.Time
+	stop  func() (load.Result, error) // ends it, waits for what is under way, and tells
+}
+
+// offer offers rate requests per second until stop, for five minutes at most: each on a connection of its own, or with
+// kept ones on as few connections as it takes.
+func (s *story) offer(url, host string, rate float64, kept bool) offeredLoad {
 	s.Helper()
 	end := make(chan struct{})
 	type outcome struct {
@@ -36,9 +42,11 @@ func (s *story) steadyLoad(url string, rate float64, kept bool) (stop func()) {
 	}
 	done := make(chan outcome, 1)
 	ctx, cancel := context.WithCancel(context.Background()) // the story's own ends before its clean-ups
+	l := offeredLoad{began: time.Now()}
 	go func() {
 		result, err := load.Run(ctx, load.Options{
 			URL:              url,
+			Host:             host,
 			Steps:            []load.Step{load.Constant(rate, 5*time.Minute)},
 			MaxRequests:      int(rate * 301),
 			Timeout:          70 * time.Second,
@@ -48,31 +56,70 @@ func (s *story) steadyLoad(url string, rate float64, kept bool) (stop func()) {
 		})
 		done <- outcome{result, err}
 	}()
-	var once sync.Once
-	stop = func() {
-		once.Do(func() {
-			s.Helper()
-			close(end)
-			o := <-done
-			r := o.result
-			s.Logf("load of %v/s: %d requests, %d answered, p50 %s, p99 %s, max %s", rate, r.Sent, r.Answered(), r.Latency.P50, r.Latency.P99, r.Latency.Max)
-			if o.err != nil || r.Sent == 0 || r.Failed() > 0 {
-				s.Errorf("load of %v/s on %s: %v; %d of %d requests failed: %v", rate, url, o.err, r.Failed(), r.Due, r.Failures)
+	l.stop = sync.OnceValues(func() (load.Result, error) {
+		close(end)
+		o := <-done
+		return o.result, o.err
+	})
+	s.Cleanup(func() {
+		_, _ = l.stop()
+		cancel()
+	})
+	return l
+}
+
+// steadyLoad offers load until stop, which fails the story for every request that was not answered with a 2xx status.
+func (s *story) steadyLoad(url string, rate float64, kept bool) (stop func()) {
+	s.Helper()
+	return s.hostLoad(url, "", rate, kept)
+}
+
+// hostLoad does the same of a host at the shared door.
+func (s *story) hostLoad(url, host string, rate float64, kept bool) (stop func()) {
+	s.Helper()
+	l := s.offer(url, host, rate, kept)
+	stop = sync.OnceFunc(func() {
+		s.Helper()
+		r, err := l.stop()
+		s.Logf("load of %v/s: %d requests, %d answered, p50 %s, p99 %s, max %s", rate, r.Sent, r.Answered(), r.Latency.P50, r.Latency.P99, r.Latency.Max)
+		if err != nil || r.Sent == 0 || r.Failed() > 0 {
+			s.Errorf("load of %v/s on %s, of which %d left: %v", rate, url, r.Sent, errors.Join(err, r.Err()))
+			for _, f := range r.Failures[:min(len(r.Failures), 10)] {
+				s.Logf("%s", f)
 			}
-		})
-	}
-	s.Cleanup(func() { stop(); cancel() })
+		}
+	})
+	s.Cleanup(stop)
 	return stop
 }
 
 // activatorStarted is the number of a function's requests that have come through any activator.
 func (s *story) activatorStarted(ctx context.Context, function string) float64 {
 	s.Helper()
+	return s.activatorSum(ctx, v1alpha1.ActivatorStarted, function)
+}
+
+// activatorSum is a figure of a function, of all activators together.
+func (s *story) activatorSum(ctx context.Context, metric, function string) float64 {
+	s.Helper()
+	total := 0.0
+	for _, families := range s.activatorMetrics(ctx) {
+		for _, m := range families[metric].GetMetric() {
+			if label(m, v1alpha1.LabelNamespace) == s.namespace && label(m, v1alpha1.LabelFunction) == function {
+				total += m.GetCounter().GetValue() + m.GetGauge().GetValue() // one of them is there
+			}
+		}
+	}
+	return total
+}
+
+// activatorMetrics are those of each activator.
+func (s *story) activatorMetrics(ctx context.Context) (all []map[string]*dto.MetricFamily) {
+	s.Helper()
 	var pods corev1.PodList
 	if err := s.client.List(ctx, &pods, client.InNamespace(v1alpha1.SystemNamespace), client.MatchingLabels{"app.kubernetes.io/name": "sluice-activator"}); err != nil {
 		s.Fatal(err)
 	}
-	total := 0.0
 	for _, pod := range pods.Items {
 		raw, err := s.kube.CoreV1().Pods(pod.Namespace).ProxyGet("http", pod.Name, "9090", "metrics", nil).DoRaw(ctx)
 		if err != nil {
@@ -83,13 +130,9 @@ func (s *story) activatorStarted(ctx context.Context, function string) float64 {
 		if err != nil {
 			s.Fatalf("metrics of %s: %v", pod.Name, err)
 		}
-		for _, m := range families[v1alpha1.ActivatorStarted].GetMetric() {
-			if label(m, v1alpha1.LabelNamespace) == s.namespace && label(m, v1alpha1.LabelFunction) == function {
-				total += m.GetCounter().GetValue()
-			}
-		}
+		all = append(all, families)
 	}
-	return total
+	return all
 }
 
 func label(m *dto.Metric, name string) string {

@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,6 +33,12 @@ type Options struct {
 	Drain time.Duration
 	// Kafka is what the function consumes, beside answering calls. Default nothing.
 	Kafka KafkaOptions
+	// TLS is a directory with tls.crt and tls.key, as a Secret of type kubernetes.io/tls is mounted. With it the function
+	// speaks TLS alone. Default none: it speaks no TLS.
+	TLS string
+	// IDsTo is the address, host:port, of a collector that is told the id of every call as it arrives. A call whose id it
+	// cannot be told is refused. Default none.
+	IDsTo string
 }
 
 func (o Options) validate() error {
@@ -67,6 +75,9 @@ func Run(ctx context.Context, ln net.Listener, opts Options) error {
 	}()
 	err := f.serve(ctx, ln)
 	stop()
+	if f.collector != nil {
+		f.collector.close()
+	}
 	return errors.Join(err, <-consumed)
 }
 
@@ -74,6 +85,7 @@ func Run(ctx context.Context, ln net.Listener, opts Options) error {
 func (f *function) serve(ctx context.Context, ln net.Listener) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true) // with TLS
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{
 		Handler:           f.handler(),
@@ -83,8 +95,15 @@ func (f *function) serve(ctx context.Context, ln net.Listener) error {
 		// cannot close under a request that is on its way.
 		IdleTimeout: 2 * time.Minute,
 	}
+	f.listening = time.Now()
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ln) }()
+	go func() {
+		if f.opts.TLS != "" {
+			served <- srv.ServeTLS(ln, filepath.Join(f.opts.TLS, "tls.crt"), filepath.Join(f.opts.TLS, "tls.key"))
+			return
+		}
+		served <- srv.Serve(ln)
+	}()
 	select {
 	case err := <-served:
 		return fmt.Errorf("serve on %s: %w", ln.Addr(), err)
@@ -105,9 +124,17 @@ func (f *function) serve(ctx context.Context, ln net.Listener) error {
 
 // function answers and counts. Its handler is safe for concurrent use.
 type function struct {
-	opts    Options
-	readyAt time.Time
-	ids     ids
+	opts      Options
+	readyAt   time.Time
+	listening time.Time // since then; set before the first call
+	ids       ids
+	collector *collector // nil for none
+
+	// unready is until when it says that it is not ready, in Unix nanoseconds.
+	unready atomic.Int64
+
+	// next lets go one event of a stream that waits for it.
+	next chan struct{}
 
 	// recordIDs are the keys of the records on which work was done.
 	recordIDs ids
@@ -124,6 +151,7 @@ func newFunction(opts Options) *function {
 	f := &function{
 		opts:     opts,
 		readyAt:  time.Now().Add(opts.StartDelay),
+		next:     make(chan struct{}),
 		registry: prometheus.NewRegistry(),
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "function_calls_total",
@@ -147,6 +175,9 @@ func newFunction(opts Options) *function {
 			Help: "Records of Kafka on which work was done.",
 		}),
 	}
+	if opts.IDsTo != "" {
+		f.collector = &collector{address: opts.IDsTo}
+	}
 	f.registry.MustRegister(f.calls, f.failures, f.duration, f.inFlight)
 	if opts.Kafka.Servers != "" {
 		f.registry.MustRegister(f.records)
@@ -164,11 +195,23 @@ func newFunction(opts Options) *function {
 func (f *function) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", f.healthz)
+	mux.HandleFunc("/unready", f.turnUnready)
 	mux.Handle("/metrics", promhttp.HandlerFor(f.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/ids", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, f.ids.report()) })
 	mux.HandleFunc("/records", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, f.recordIDs.report()) })
-	mux.HandleFunc("/", f.call)
-	return mux
+	mux.HandleFunc("/ws", f.counted(f.webSocket))
+	mux.HandleFunc("/events", f.counted(f.events))
+	mux.HandleFunc("/next", f.letGo)
+	mux.HandleFunc("/echo", f.counted(f.echo))
+	mux.HandleFunc("/", f.counted(f.call))
+	rpc := f.counted(f.newGRPC().ServeHTTP)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isGRPC(r) {
+			rpc(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // healthz answers 503 until the start delay is over, and 200 from then on, after SIGTERM too. A pod that is being
@@ -176,11 +219,24 @@ func (f *function) handler() http.Handler {
 // make the endpoint not `serving`, and kube-proxy, which falls back to serving endpoints when only terminating ones
 // are left, would refuse requests that could still have been answered.
 func (f *function) healthz(w http.ResponseWriter, _ *http.Request) {
-	if !f.ready() {
+	switch {
+	case !f.ready():
 		http.Error(w, "starting", http.StatusServiceUnavailable)
+	case time.Now().UnixNano() < f.unready.Load():
+		http.Error(w, "not ready, as was asked for", http.StatusServiceUnavailable)
+	default:
+		_, _ = io.WriteString(w, "ok\n")
+	}
+}
+
+// turnUnready has healthz fail for a while. Calls are answered meanwhile.
+func (f *function) turnUnready(w http.ResponseWriter, r *http.Request) {
+	d, err := time.ParseDuration(r.URL.Query().Get("for"))
+	if err != nil || d < 0 {
+		writeJSON(w, http.StatusBadRequest, failure{Pod: f.opts.Name, Error: "for: give a duration, such as 10s"})
 		return
 	}
-	_, _ = io.WriteString(w, "ok\n")
+	f.unready.Store(time.Now().Add(d).UnixNano())
 }
 
 func (f *function) ready() bool { return !time.Now().Before(f.readyAt) }
@@ -201,22 +257,41 @@ type failure struct {
 	Error string `json:"error"`
 }
 
-func (f *function) call(w http.ResponseWriter, r *http.Request) {
-	method, began := methodLabel(r.Method), time.Now()
-	f.calls.WithLabelValues(method).Inc()
-	f.inFlight.Inc()
-	defer func() {
-		f.inFlight.Dec()
-		f.duration.WithLabelValues(method).Observe(time.Since(began).Seconds())
-	}()
-	// On arrival, not on success: a request that was sent twice counts twice even if one of the two was given up.
-	if id := r.Header.Get("X-Id"); id != "" {
-		f.ids.add(id)
+// counted counts what comes as a call.
+func (f *function) counted(answer http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		method, began := methodLabel(r.Method), time.Now()
+		f.calls.WithLabelValues(method).Inc()
+		f.inFlight.Inc()
+		defer func() {
+			f.inFlight.Dec()
+			f.duration.WithLabelValues(method).Observe(time.Since(began).Seconds())
+		}()
+		// On arrival, not on success: a request that was sent twice counts twice even if one of the two was given up.
+		if id := r.Header.Get("X-Id"); id != "" {
+			f.ids.add(id)
+			if f.collector != nil {
+				if err := f.collector.tell(r.Context(), f.opts.Name, id); err != nil {
+					f.failures.WithLabelValues(method).Inc()
+					writeJSON(w, http.StatusInternalServerError, failure{Pod: f.opts.Name, Error: err.Error()})
+					return
+				}
+			}
+		}
+		answer(w, r)
 	}
+}
+
+// headerListening tells in every answer to a call since when the function accepts connections, by RFC 3339 with all
+// digits: what a cold start took beyond the function's own part is measured by it.
+const headerListening = "Listening-Since"
+
+func (f *function) call(w http.ResponseWriter, r *http.Request) {
 	status, body := f.work(r)
 	if status >= http.StatusBadRequest {
-		f.failures.WithLabelValues(method).Inc()
+		f.failures.WithLabelValues(methodLabel(r.Method)).Inc()
 	}
+	w.Header().Set(headerListening, f.listening.Format(time.RFC3339Nano))
 	writeJSON(w, status, body)
 }
 

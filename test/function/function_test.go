@@ -229,13 +229,15 @@ func TestRunFinishesCallsInFlight(t *testing.T) {
 	}
 	ctx, terminate := context.WithCancel(t.Context())
 	done := make(chan error, 1)
+	began := time.Now()
 	go func() { done <- Run(ctx, ln, Options{Name: "p1", Drain: 10 * time.Second}) }()
 
 	// The body ends only after SIGTERM, so that the call is certainly in flight when it comes.
 	body, finish := io.Pipe()
 	type reply struct {
-		status int
-		err    error
+		status    int
+		listening string
+		err       error
 	}
 	replies := make(chan reply, 1)
 	go func() {
@@ -252,7 +254,7 @@ func TestRunFinishesCallsInFlight(t *testing.T) {
 			return
 		}
 		_ = res.Body.Close()
-		replies <- reply{status: res.StatusCode}
+		replies <- reply{status: res.StatusCode, listening: res.Header.Get("Listening-Since")}
 	}()
 	if _, err := io.WriteString(finish, "first half"); err != nil { // returns once the transport has taken it
 		t.Fatal(err)
@@ -265,8 +267,12 @@ func TestRunFinishesCallsInFlight(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	_ = finish.Close()
-	if got := <-replies; got.err != nil || got.status != http.StatusOK {
+	got := <-replies
+	if got.err != nil || got.status != http.StatusOK {
 		t.Errorf("call in flight got %+v, want 200", got)
+	}
+	if since, err := time.Parse(time.RFC3339Nano, got.listening); err != nil || since.Before(began.Round(0)) || since.After(time.Now()) {
+		t.Errorf("Listening-Since: %q, %v; want a time since %v", got.listening, err, began)
 	}
 	if err := <-done; err != nil {
 		t.Errorf("Run = %v", err)

@@ -1,13 +1,21 @@
 // Command function is the sample HTTP function of Sluice's demo and end-to-end stories: one static binary that
 // answers every request with the name of its pod, as slowly as it is told to, and counts what reached it.
 //
-// Paths of its own are /healthz, /metrics, /ids and /records; every other path is a call. A call takes these query parameters:
+// Paths of its own are /healthz, /metrics, /ids and /records, /unready, which has /healthz fail ?for=10s, and /next; every
+// other path is a call. A call takes these query parameters:
 //
 //	delay=200ms    how long to wait before the answer, at most 60s; the default is --delay
 //	status=503     the status to answer with, 200 to 599; the default is 200
 //
-// A call may carry the header X-Id; /ids then tells how many distinct ids this pod has seen and how many came twice.
-// It speaks HTTP/1.1 and, with prior knowledge, HTTP/2 without TLS.
+// A call may carry the header X-Id; /ids then tells how many distinct ids this pod has seen and how many came twice. With
+// --ids-to a collector is told every id, so that a call which came to two pods is seen too.
+// It speaks HTTP/1.1 and, with prior knowledge, HTTP/2 without TLS; with --tls both by TLS alone.
+//
+// Calls of other kinds: /events sends ?count=3 server-sent events with ?delay between them, or with ?on=next each but the
+// first when /next is asked for; /echo tells what came, headers, body and trailers, and ends in trailers of its own; /ws is
+// a WebSocket that sends each message back; and gRPC's function.Echo, whose messages are google.protobuf.StringValue, has
+// Unary (the message), Stream (it, count times, with a delay between them) and Chat (each message that comes). Metadata ask
+// for delay, count, and the code to end with; x-id is the call's id.
 //
 // With --kafka-servers, --kafka-topic and --kafka-group it also consumes a topic, as a member of a group: it takes
 // --kafka-delay for a record, writes the record's key to the topic --kafka-done, and commits afterwards, so that each
@@ -79,6 +87,8 @@ func parse(args []string, getenv func(string) string) (addr string, opts Options
 		"time from start to ready; default $FUNCTION_START_DELAY")
 	fs.DurationVar(&opts.Drain, "drain", 20*time.Second,
 		"time that calls in flight, and the commit of records, have to finish after SIGTERM")
+	fs.StringVar(&opts.TLS, "tls", "", "directory with tls.crt and tls.key, to speak TLS")
+	fs.StringVar(&opts.IDsTo, "ids-to", "", "HOST:PORT to tell the id of every call, a line each: the pod's name and the id")
 	fs.StringVar(&opts.Kafka.Servers, "kafka-servers", "", "brokers to consume from, HOST:PORT with a comma between them")
 	fs.StringVar(&opts.Kafka.Topic, "kafka-topic", "", "topic to consume")
 	fs.StringVar(&opts.Kafka.Group, "kafka-group", "", "group to consume as")

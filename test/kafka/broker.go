@@ -74,7 +74,10 @@ func (b *Broker) Kill() {
 }
 
 // Pause stops the broker's process: its ports accept, and nothing answers. Others take over 4 s later.
-func (b *Broker) Pause() { b.signal(syscall.SIGSTOP) }
+func (b *Broker) Pause() {
+	b.signal(syscall.SIGSTOP)
+	awaitStopped(b.PID())
+}
 
 // Resume lets a paused broker go on.
 func (b *Broker) Resume() { b.signal(syscall.SIGCONT) }

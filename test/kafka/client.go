@@ -9,6 +9,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // Client does what an application and its operator do to a cluster, by franz-go: what it says is not the opinion of the
@@ -66,26 +67,48 @@ func (c *Client) AddPartitions(ctx context.Context, topic string, partitions int
 	return c.usable(ctx, topic, partitions)
 }
 
-// usable waits until the topic has so many partitions that somebody leads, and has the client look at it anew.
+// usable waits until every broker knows so many partitions of the topic that somebody leads: they learn of it one after the
+// other, and one that does not know it refuses its records and commits. Then it has the client look at it anew.
 func (c *Client) usable(ctx context.Context, topic string, partitions int) error {
 	err := poll(ctx, func() error {
-		topics, err := c.Admin.ListTopics(ctx, topic)
+		brokers, err := c.Admin.ListBrokers(ctx)
 		if err != nil {
 			return err
 		}
-		led := 0
-		for _, p := range topics[topic].Partitions {
-			if p.Err == nil && p.Leader >= 0 {
-				led++
+		for _, broker := range brokers {
+			led, err := c.ledBy(ctx, broker.NodeID, topic)
+			if err == nil && led != partitions {
+				err = fmt.Errorf("topic %q has %d partitions that are led, want %d", topic, led, partitions)
 			}
-		}
-		if led != partitions {
-			return fmt.Errorf("topic %q has %d partitions that are led, want %d", topic, led, partitions)
+			if err != nil {
+				return fmt.Errorf("broker %d: %w", broker.NodeID, err)
+			}
 		}
 		return nil
 	})
 	c.PurgeTopicsFromClient(topic)
 	return err
+}
+
+// ledBy is how many partitions of the topic are led by somebody, as one broker knows.
+func (c *Client) ledBy(ctx context.Context, broker int32, topic string) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second) // one that hangs is not among the brokers for long
+	defer cancel()
+	request := kmsg.NewPtrMetadataRequest()
+	request.Topics = []kmsg.MetadataRequestTopic{{Topic: &topic}}
+	answer, err := request.RequestWith(ctx, c.Broker(int(broker)))
+	if err != nil {
+		return 0, err
+	}
+	led := 0
+	for _, t := range answer.Topics {
+		for _, p := range t.Partitions {
+			if p.ErrorCode == 0 && p.Leader >= 0 {
+				led++
+			}
+		}
+	}
+	return led, nil
 }
 
 // poll calls check until it has no error, or ctx ends.

@@ -173,7 +173,7 @@ func consumers(t *testing.T, c *Cluster, client *Client) {
 	ctx := within(t, time.Minute)
 	must(t, client.CreateTopic(ctx, "events", 2))
 	must(t, client.Produce(ctx, "events", 0, 7))
-	member, err := client.Join("new", "events", kgo.ServerSideBalancer(), kgo.Balancers(kgo.RangeBalancer()))
+	member, err := client.Join("new", "events", newProtocol()...)
 	must(t, err)
 	defer member.Close()
 	for read := 0; read < 7; {
@@ -242,6 +242,8 @@ func TestThreeBrokers(t *testing.T) {
 		tell func(*testing.T, *Cluster, *Client)
 	}{
 		{"requests", requests},
+		{"addresses that are refused", refused},
+		{"leaders and coordinators move under load", leadersMove},
 		{"one hangs", oneHangs},
 		{"one is killed, and starts", killedAndStarted},
 		{"one is killed under load", oneIsKilled},

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -30,22 +29,10 @@ func unsigned(subject string, end time.Time) string {
 	return encode(`{"alg":"none"}`) + "." + encode(claims) + "."
 }
 
-// tokens is a token endpoint. The client "late" gets tokens whose time is over. It is at an address of the machine that is
-// not loopback, which no Secret can have the adapter ask.
+// tokens is a token endpoint. The client "late" gets tokens whose time is over.
 func tokens(t *testing.T) *httptest.Server {
 	t.Helper()
-	addresses, err := net.InterfaceAddrs()
-	must(t, err)
-	var ln net.Listener
-	for _, a := range addresses {
-		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() && ln == nil {
-			ln, _ = (&net.ListenConfig{}).Listen(t.Context(), "tcp", net.JoinHostPort(n.IP.String(), "0"))
-		}
-	}
-	if ln == nil {
-		t.Fatal("the machine has no address but loopback; give it one: ip link add test type dummy && ip address add 192.0.2.1/32 dev test")
-	}
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id, secret, _ := r.BasicAuth()
 		w.Header().Set("Content-Type", "application/json")
 		if secret != "open-sesame" {
@@ -59,9 +46,6 @@ func tokens(t *testing.T) *httptest.Server {
 		}
 		_, _ = fmt.Fprintf(w, `{"access_token":%q,"token_type":"Bearer"}`, unsigned(id, end))
 	}))
-	_ = srv.Listener.Close()
-	srv.Listener = ln
-	srv.Start()
 	t.Cleanup(srv.Close)
 	return srv
 }
@@ -142,7 +126,7 @@ func secretOf(data map[string]string) *corev1.Secret {
 func measureWith(t *testing.T, servers []string, secret *corev1.Secret) error {
 	t.Helper()
 	secrets := providers.NewSecrets(providers.SecretsOptions{Client: fake.NewClientset(secret).CoreV1()})
-	s, err := kafka.New(kafka.Options{Secrets: secrets, Interval: interval})
+	s, err := kafka.New(kafka.Options{Secrets: secrets, Allow: []string{"127.0.0.1"}, Interval: interval})
 	must(t, err)
 	defer s.Close()
 	got, err := s.Measure(within(t, 5*time.Second), providers.Target{ // the machine may be busy

@@ -69,6 +69,7 @@ func sideBySide(t *testing.T, c *Cluster, authority *Authority) {
 			}
 		})
 	}
+	wantNoSecret(t, m, "sesame")
 	t.Run("lag by a rotated password", func(t *testing.T) { rotation(t, client, m, all["scram-512"], login("scram_sha512", "new-sesame")) })
 }
 

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -40,13 +41,19 @@ const interval = 2 * time.Second
 // source measures c, and looks at who leads what every period; 0 is the adapter's, 30 s.
 func source(t *testing.T, c *Cluster, period time.Duration, secrets ...runtime.Object) *measured {
 	t.Helper()
+	return sourceBy(t, c, []string{"127.0.0.1"}, period, secrets...)
+}
+
+// sourceBy has an operator's list of servers.
+func sourceBy(t *testing.T, c *Cluster, allow []string, period time.Duration, secrets ...runtime.Object) *measured {
+	t.Helper()
 	m := &measured{registry: prometheus.NewRegistry(), servers: strings.Join(c.Addresses(PlaintextListener), ",")}
 	client := fake.NewClientset(secrets...)
 	m.client = client.CoreV1().Secrets("default")
 	var err error
 	m.Source, err = kafka.New(kafka.Options{
-		Secrets:  providers.NewSecrets(providers.SecretsOptions{Client: client.CoreV1()}),
-		Interval: interval, MetadataInterval: period, Registerer: m.registry,
+		Secrets: providers.NewSecrets(providers.SecretsOptions{Client: client.CoreV1()}),
+		Allow:   allow, Interval: interval, MetadataInterval: period, Registerer: m.registry,
 	})
 	must(t, err)
 	t.Cleanup(m.Close)
@@ -58,13 +65,15 @@ func (m *measured) consumer(group, topics string) providers.Consumer {
 	return providers.Consumer{Servers: m.servers, Group: group, Topics: topics, Reset: v1alpha1.KafkaEarliest, Isolation: v1alpha1.KafkaReadUncommitted}
 }
 
+func target(c providers.Consumer) providers.Target {
+	return providers.Target{Kind: providers.Lag, Function: types.NamespacedName{Namespace: "default", Name: "hello"}, Consumer: c}
+}
+
 // measure looks once, as the Collector does.
 func (m *measured) measure(ctx context.Context, c providers.Consumer) (map[string]providers.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, interval*8/10)
 	defer cancel()
-	got, err := m.Measure(ctx, providers.Target{
-		Kind: providers.Lag, Function: types.NamespacedName{Namespace: "default", Name: "hello"}, Consumer: c,
-	})
+	got, err := m.Measure(ctx, target(c))
 	if err != nil {
 		return nil, err
 	}
@@ -172,10 +181,14 @@ func TestLag(t *testing.T) {
 		tell func(*testing.T, *Cluster, *Client, *measured)
 	}{
 		{"groups", groupsThatStand},
+		{"groups that are idle", idleGroups},
+		{"groups that progress", progresses},
 		{"groups that expire", groupsThatExpire},
 		{"transactions", transactions},
 		{"compaction", compaction},
 		{"topics that change", topicsThatChange},
+		{"topics that are made anew", topicsMadeAnew},
+		{"brokers that speak less", brokersThatSpeakLess},
 		{"KIP-848", newGroups},
 		{"down at the start", downAtTheStart},
 	} {
@@ -217,11 +230,23 @@ func groupsThatStand(t *testing.T, c *Cluster, client *Client, m *measured) {
 // wantAsTool compares with Kafka's own tool, of what nobody changes now.
 func (m *measured) wantAsTool(t *testing.T, c *Cluster, of providers.Consumer) {
 	t.Helper()
-	sum := 0.0
-	for _, d := range lagOf(t, c, of.Group) {
+	sum, want := 0.0, map[Partition]Described{}
+	for p, d := range lagOf(t, c, of.Group) {
 		sum += float64(d.Lag)
+		want[p] = Described{Committed: d.Committed, End: d.End, Lag: d.Lag}
 	}
 	m.wantLag(t, "Kafka's own tool", of, sum)
+	ctx, cancel := context.WithTimeout(t.Context(), interval*8/10)
+	defer cancel()
+	measured, err := m.Measure(ctx, target(of))
+	must(t, err)
+	got := map[Partition]Described{}
+	for _, p := range measured.Partitions {
+		got[Partition{p.Topic, p.Partition}] = Described{Committed: p.Committed, End: p.End, Lag: p.Lag}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("partitions of group %q, -tool +got\n%s", of.Group, diff)
+	}
 }
 
 // groupsThatExpire, or are deleted, have no commit any more.
@@ -310,6 +335,7 @@ func topicsThatChange(t *testing.T, c *Cluster, client *Client, m *measured) {
 	must(t, client.Produce(ctx, "orders", 4, 6))
 	readers := m.consumer("readers", "orders")
 	m.wantLag(t, "partitions were added", readers, 2+1+6)
+	near(t, "partitions", m.mustMeasure(t, readers)[v1alpha1.KafkaPartitions].Value, 5)
 
 	// Who is not told that a topic is there looks for it, although the layout is that of before.
 	slow := source(t, c, time.Hour)
@@ -334,7 +360,7 @@ func topicsThatChange(t *testing.T, c *Cluster, client *Client, m *measured) {
 func newGroups(t *testing.T, _ *Cluster, client *Client, m *measured) {
 	ctx := within(t, time.Minute)
 	must(t, client.CreateTopic(ctx, "events", 2))
-	member, err := client.Join("new", "events", kgo.ServerSideBalancer(), kgo.Balancers(kgo.RangeBalancer()))
+	member, err := client.Join("new", "events", newProtocol()...)
 	must(t, err)
 	defer member.Close()
 	must(t, client.Produce(ctx, "events", 0, 7))

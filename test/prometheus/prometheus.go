@@ -23,6 +23,10 @@ const startTimeout = 60 * time.Second
 // Find returns the path of the program: what an earlier call has put below dir, or prometheus in PATH, or else that of
 // the Debian package, which is fetched and unpacked below dir. The Debian program needs nothing but libc and its loader.
 func Find(ctx context.Context, dir string) (string, error) {
+	dir, err := filepath.Abs(dir) // what fetches it works elsewhere
+	if err != nil {
+		return "", err
+	}
 	kept := filepath.Join(dir, "usr", "bin", "prometheus")
 	if _, err := os.Stat(kept); err == nil {
 		return kept, nil

@@ -14,15 +14,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/sluice-dev/sluice/test/bench/world"
-	"github.com/sluice-dev/sluice/test/cluster"
 )
 
 // options of a run.
@@ -83,8 +80,8 @@ func run(ctx context.Context, o options) error {
 	}
 }
 
-// outside runs the benchmark in a network namespace of its own, and ends what is left should it be killed.
-func outside(ctx context.Context, o options) (err error) {
+// outside runs the benchmark in a network namespace of its own.
+func outside(ctx context.Context, o options) error {
 	switch {
 	case o.state == "" || o.adapter == "" || o.out == "":
 		return errors.New("run it with `make bench-pods`: -state, -adapter or -out is missing")
@@ -96,27 +93,5 @@ func outside(ctx context.Context, o options) (err error) {
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "sluice-bench-pods-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		root, errRoot := filepath.Abs("../..")
-		errDown := cluster.Down(context.WithoutCancel(ctx), cluster.Options{
-			ControlPlaneOnly: true, Root: root, Dir: dir, BinDir: filepath.Join(o.state, "bin"),
-		})
-		err = errors.Join(err, errRoot, errDown, os.RemoveAll(dir))
-	}()
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	cmd := exec.CommandContext(ctx, self, append([]string{"-role=inside", "-dir=" + dir}, os.Args[1:]...)...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNET,
-		Pdeathsig:  syscall.SIGTERM, // should this process be killed, the other ends what it has started
-	}
-	return cmd.Run()
+	return world.Isolated(ctx, o.state)
 }

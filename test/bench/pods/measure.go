@@ -35,7 +35,7 @@ type bench struct {
 
 // inside is the whole benchmark, in a network namespace of its own.
 func inside(ctx context.Context, o options) (err error) {
-	if err := prepareNetwork(ctx); err != nil {
+	if err := world.PrepareNetwork(ctx, network); err != nil {
 		return err
 	}
 	b := &bench{options: o, functions: o.pods / o.perFunction}
@@ -204,7 +204,7 @@ func (b *bench) watch(ctx context.Context, p *world.Process, do func(context.Con
 			return s, err
 		}
 	}
-	s.load = loadAverage()
+	s.load = world.LoadAverage()
 	began := time.Now()
 	if err := do(ctx, &s); err != nil {
 		return s, err
@@ -226,11 +226,4 @@ func (b *bench) watch(ctx context.Context, p *world.Process, do func(context.Con
 	}
 	s.files, err = p.OpenFiles()
 	return s, err
-}
-
-// loadAverage is the machine's of the last minute: much more than what runs here says that others use it too.
-func loadAverage() string {
-	load, _ := os.ReadFile("/proc/loadavg")
-	first, _, _ := strings.Cut(string(load), " ")
-	return first
 }

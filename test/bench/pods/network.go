@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
-	"os/exec"
 	"syscall"
 )
 
@@ -20,16 +18,6 @@ const (
 	// spare is how many files a process may need beside its connections to pods.
 	spare = 500
 )
-
-// prepareNetwork sets up the network namespace that the process is in.
-func prepareNetwork(ctx context.Context) error {
-	for _, args := range [][]string{{"link", "set", "lo", "up"}, {"route", "add", "local", network, "dev", "lo"}} {
-		if out, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("ip %v: %w: %s", args, err, out)
-		}
-	}
-	return nil
-}
 
 // openFiles is how many files a process may have open.
 func openFiles() (int, error) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -38,13 +39,22 @@ func Start(name string, cmd *exec.Cmd) (*Process, error) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
-	}
+	started := make(chan error)
 	go func() {
+		// The signal comes when the thread ends that has started the process, which this one does not before it.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
 		defer close(p.done)
 		_ = cmd.Wait() // it is ended by a signal
 	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
 	return p, nil
 }
 
@@ -62,9 +72,18 @@ func (p *Process) Stop() {
 	}
 }
 
+// PID of the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // CPU is the processor time that the process has used.
-func (p *Process) CPU() (time.Duration, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+func (p *Process) CPU() (time.Duration, error) { return CPU(p.PID()) }
+
+// Resident is how much of the process is in memory now and was at most, in bytes.
+func (p *Process) Resident() (now, most int64, err error) { return Resident(p.PID()) }
+
+// CPU is the processor time that a process has used.
+func CPU(pid int) (time.Duration, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
@@ -81,9 +100,9 @@ func (p *Process) CPU() (time.Duration, error) {
 	return time.Duration(sum) * 10 * time.Millisecond, nil
 }
 
-// Resident is how much of the process is in memory now and was at most, in bytes.
-func (p *Process) Resident() (now, most int64, err error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+// Resident is how much of a process is in memory now and was at most, in bytes.
+func Resident(pid int) (now, most int64, err error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, 0, err
 	}
@@ -109,6 +128,13 @@ func (p *Process) Resident() (now, most int64, err error) {
 func (p *Process) OpenFiles() (int, error) {
 	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
 	return len(files), err
+}
+
+// LoadAverage is the machine's of the last minute: much more than what runs here says that others use it too.
+func LoadAverage() string {
+	load, _ := os.ReadFile("/proc/loadavg")
+	first, _, _ := strings.Cut(string(load), " ")
+	return first
 }
 
 // FreeAddresses are addresses of loopback on which nothing listens.

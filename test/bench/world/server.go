@@ -79,6 +79,11 @@ func (s *Server) Profile(ctx context.Context, path, file string, flags ...string
 	if err != nil {
 		return fmt.Errorf("profile: %w", err)
 	}
+	return KeepProfile(ctx, profile, file, flags...)
+}
+
+// KeepProfile writes a profile to a file, and prints what it says.
+func KeepProfile(ctx context.Context, profile []byte, file string, flags ...string) error {
 	if err := os.WriteFile(file, profile, 0o644); err != nil {
 		return err
 	}

@@ -31,7 +31,9 @@ import (
 func TestAdmission(t *testing.T) {
 	admit := startAPIServer(t)
 	t.Run("accepted", func(t *testing.T) {
-		for _, specs := range []map[string]func(*v1alpha1.Function){acceptedSpecs, acceptedLags} {
+		for _, specs := range []map[string]func(*v1alpha1.Function){
+			acceptedSpecs, acceptedLags, acceptedProbes, acceptedProtocols, acceptedAnswers, acceptedLimits,
+		} {
 			for name, edit := range specs {
 				if err := admit(t.Context(), edited(edit)); err != nil {
 					t.Errorf("%s: %v", name, err)
@@ -39,7 +41,7 @@ func TestAdmission(t *testing.T) {
 			}
 		}
 	})
-	for _, tt := range slices.Concat(refusedSpecs, refusedLags) {
+	for _, tt := range slices.Concat(refusedSpecs, refusedLags, refusedProbes, refusedProtocols, refusedAnswers, refusedLimits) {
 		t.Run(tt.name, func(t *testing.T) {
 			err := admit(t.Context(), edited(tt.edit))
 			if err == nil {
@@ -86,6 +88,9 @@ func testUnreadable(t *testing.T, admit func(context.Context, client.Object) err
 		{"metrics.requestRate.target", "2Ki", ""},
 		{"metrics.requestRate.target", "+.5", ""},
 		{"metrics.requestRate.target", int64(3), ""},
+		{"metrics.concurrency.limit", int64(0), "spec.metrics[0].concurrency.limit"},
+		{"metrics.concurrency.limit", int64(1000001), "spec.metrics[0].concurrency.limit"},
+		{"metrics.concurrency.limit", int64(1000000), ""},
 		{"metrics.concurrency.target", "10E", "spec.metrics[].concurrency.target must be above 0"},
 		{"metrics.prometheus.target", "10E", "spec.metrics[].prometheus.target must be above 0"},
 		{"metrics.prometheus.target", "1e9999999999", "spec.metrics[].prometheus.target must be above 0"},
@@ -133,6 +138,9 @@ func unread(t *testing.T, path string, value any) *unstructured.Unstructured {
 		}
 		if fields[0] == "prometheus" {
 			metric["prometheus"] = map[string]any{"name": "queue", "server": "http://prometheus", "query": "x", "target": "1"}
+		}
+		if fields[0] == "concurrency" {
+			metric["concurrency"] = map[string]any{"target": "1"}
 		}
 		if fields[0] == "kafkaLag" {
 			metric["kafkaLag"] = map[string]any{"bootstrapServers": []any{"kafka:9092"}, "topic": "orders", "group": "hello", "target": "1"}

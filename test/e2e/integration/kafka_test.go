@@ -4,8 +4,13 @@ package integration
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +37,7 @@ func (w *world) kafkaAway(t *testing.T) {
 		{name: "lag-refused", server: nobody(t), replicas: 2, want: []string{"kafka_lag", "connection refused"}},
 		{name: "lag-silent", server: silent, replicas: 2, want: []string{"kafka_lag", silent}},
 		{name: "lag-asleep", server: silent, replicas: 0, want: []string{"kafka_lag", silent}},
+		{name: "lag-forbidden", server: strings.Replace(silent, "127.0.0.1", "localhost", 1), replicas: 2, want: []string{"kafka_lag", "localhost:", "--kafka-allow"}},
 		{name: "lag-secret", server: silent, authRef: "kafka", replicas: 2, want: []string{"kafka_lag", "authRef", "default/kafka"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -44,6 +50,7 @@ func (w *world) kafkaAway(t *testing.T) {
 			w.create(t, fn)
 			eventually(t, 30*time.Second, "the metrics API to say why", w.unread(tt.name, v1alpha1.KafkaLag, tt.want...))
 			eventually(t, 10*time.Second, "the partitions to be unknown too", w.unread(tt.name, v1alpha1.KafkaPartitions, tt.want[1:]...))
+			w.noParts(t, tt.name, tt.want[1:]...)
 			if tt.replicas > 0 {
 				eventually(t, 60*time.Second, "the HPA to say why", w.hpaSays("sluice-"+tt.name, tt.want...))
 				eventually(t, 30*time.Second, "the Function to say why", w.metricsUnknown(tt.name, tt.want...))
@@ -51,6 +58,7 @@ func (w *world) kafkaAway(t *testing.T) {
 				w.awaitPhase(t, tt.name, v1alpha1.Idle)
 			}
 			before := w.version(t, tt.name)
+			w.adapterIsReady(t)
 			hold, cancel := context.WithTimeout(t.Context(), 3*fn.IdleAfter())
 			defer cancel()
 			<-hold.Done()
@@ -65,6 +73,25 @@ func (w *world) kafkaAway(t *testing.T) {
 				t.Errorf("maxReplicas %d with unknown partitions (%v); want 5", hpa.Spec.MaxReplicas, err)
 			}
 		})
+	}
+}
+
+// adapterIsReady fails unless the adapter says so, which neither a broker that refuses nor one that hangs is to change.
+func (w *world) adapterIsReady(t *testing.T) {
+	t.Helper()
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+w.adapter+"/readyz", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := (&http.Client{Transport: transport, Timeout: 5 * time.Second}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = answer.Body.Close() }()
+	if said, _ := io.ReadAll(answer.Body); answer.StatusCode != http.StatusOK {
+		t.Errorf("the adapter is not ready: %s: %s", answer.Status, said)
 	}
 }
 
@@ -93,6 +120,29 @@ func (w *world) unread(name, metric string, words ...string) func(context.Contex
 			}
 		}
 		return ""
+	}
+}
+
+// noParts reads what a lag is made of that is not known.
+func (w *world) noParts(t *testing.T, name string, words ...string) {
+	t.Helper()
+	raw, err := w.kube.Discovery().RESTClient().Get().
+		AbsPath("/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/functions.sluice.dev/" + name + "/kafka_lag/partitions").DoRaw(t.Context())
+	var got struct {
+		Group      string
+		Lag        *int64
+		Error      string
+		Partitions []any
+	}
+	if err := errors.Join(err, json.Unmarshal(raw, &got)); err != nil {
+		t.Fatalf("partitions: %v in %s", err, raw)
+	}
+	known := got.Lag != nil || got.Group != name || len(got.Partitions) > 0
+	for _, word := range words {
+		known = known || !strings.Contains(got.Error, word)
+	}
+	if known {
+		t.Errorf("partitions: %s, want unknown for %q", raw, words)
 	}
 }
 

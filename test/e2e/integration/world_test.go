@@ -52,6 +52,7 @@ type world struct {
 	gate    *gate
 	// prometheus is the URL of a server whose answer to the query N is N, for those who know its password.
 	prometheus string
+	adapter    string // address
 	root       string
 }
 
@@ -147,6 +148,7 @@ func (w *world) startAdapter(t *testing.T, config *rest.Config) {
 		t.Fatal(err)
 	}
 	port := listener.Addr().(*net.TCPAddr).Port
+	w.adapter = listener.Addr().String()
 	name := types(v1alpha1.SystemNamespace, adapter.Service)
 	if err := w.client.Delete(ctx, &corev1.Service{ObjectMeta: name}); err != nil {
 		t.Fatal(err)
@@ -170,7 +172,7 @@ func (w *world) startAdapter(t *testing.T, config *rest.Config) {
 	}
 	t.Cleanup(queries.Close)
 	registry := metrics.NewRegistry()
-	lags, err := kafka.New(kafka.Options{Secrets: secrets, Registerer: registry})
+	lags, err := kafka.New(kafka.Options{Secrets: secrets, Allow: []string{"127.0.0.1"}, Registerer: registry})
 	if err != nil {
 		t.Fatal(err)
 	}
