@@ -157,6 +157,36 @@ func TestEverythingAtOnce(t *testing.T) {
 	}
 }
 
+// TestLookAtWhatWasReplaced has a value made of a function that is being replaced: the race detector tells whether the
+// activators' next answer leaves alone what is looked at.
+func TestLookAtWhatWasReplaced(t *testing.T) {
+	store, acts := NewStore(Intervals{}), activators(1)
+	store.SetActivators(acts)
+	store.SetFunction(proxied, nil)
+	record := func(started float64) {
+		_ = store.Record(acts[0].Target, time.Now(), &Measurement{Functions: map[types.NamespacedName]Reading{hello: {Started: started}}}, nil)
+	}
+	record(1)
+	record(2)
+	looked := store.function(hello)
+	store.DeleteFunction(hello)
+	store.SetFunction(proxied, nil)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, _, unknown := store.value(looked, v1alpha1.RequestsInFlight, store.tick(time.Now())); unknown != nil {
+			t.Log(unknown)
+		}
+	})
+	record(3)
+	wg.Wait()
+	if n := len(looked.tracks); n != 1 || looked.tracks[0].n == 0 {
+		t.Errorf("of the former function's tracks %d are left, want the one that there was, as it was", n)
+	}
+	if f := store.function(hello); len(f.tracks) != 1 || f.tracks[0].fn != f || f.tracks[0].raw.Started != 3 {
+		t.Errorf("the function has the tracks %+v, want one that has counted to 3", f.tracks)
+	}
+}
+
 // TestListsFollowEveryChange: a list that is remembered is that of the moment.
 func TestListsFollowEveryChange(t *testing.T) {
 	store := NewStore(Intervals{})

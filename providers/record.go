@@ -153,7 +153,7 @@ func (s *Store) recordActivator(src *source, now tick, m *Measurement, age time.
 			}
 			tr.round = src.round
 			if isNew || !known {
-				s.attach(tr, name)
+				tr = s.attach(tr, name)
 			}
 			src.lively = src.lively || r.InFlight > 0
 			tr.take(r, sp)
@@ -174,7 +174,7 @@ func (s *Store) recordAbsent(src *source, sp span, known bool) {
 			continue
 		}
 		if !known {
-			s.attach(tr, name)
+			tr = s.attach(tr, name)
 		}
 		if tr.fn == nil {
 			delete(src.tracks, name) // nobody serves it, nobody asks for it
@@ -184,20 +184,23 @@ func (s *Store) recordAbsent(src *source, sp span, known bool) {
 	}
 }
 
-// attach makes tr one of the tracks of the function of that name, as there is one now.
-func (s *Store) attach(tr *track, name types.NamespacedName) {
+// attach returns the track in place of tr that belongs to the function of that name, as there is one now. A track never
+// changes its function: somebody may be looking at the former one still, whose tracks went with it.
+func (s *Store) attach(tr *track, name types.NamespacedName) *track {
 	s.mu.RLock()
 	f := s.functions[name]
 	s.mu.RUnlock()
 	if f == tr.fn {
-		return
+		return tr
 	}
-	tr.fn, tr.series = f, series{} // the former function's tracks went with it; raw stays
+	tr = &track{src: tr.src, fn: f, raw: tr.raw, round: tr.round}
+	tr.src.tracks[name] = tr
 	if f != nil {
 		f.mu.Lock()
 		f.tracks = append(f.tracks, tr)
 		f.mu.Unlock()
 	}
+	return tr
 }
 
 // take writes a reading of an activator to the track. A series is level past its last point, so that there is nothing
