@@ -179,11 +179,12 @@ func TestLookAtWhatWasReplaced(t *testing.T) {
 	})
 	record(3)
 	wg.Wait()
-	if n := len(looked.tracks); n != 1 || looked.tracks[0].n == 0 {
-		t.Errorf("of the former function's tracks %d are left, want the one that there was, as it was", n)
+	f := store.function(hello)
+	if len(looked.tracks) != 1 || len(f.tracks) != 1 || looked.tracks[0] == f.tracks[0] {
+		t.Fatalf("the former function has the tracks %p, the one in its place %p; want one each, not the same", looked.tracks, f.tracks)
 	}
-	if f := store.function(hello); len(f.tracks) != 1 || f.tracks[0].fn != f || f.tracks[0].raw.Started != 3 {
-		t.Errorf("the function has the tracks %+v, want one that has counted to 3", f.tracks)
+	if last, now := looked.tracks[0], f.tracks[0]; last.fn != looked || last.raw.Started != 2 || now.fn != f || now.raw.Started != 3 {
+		t.Errorf("the former track has counted to %v, the new one to %v; want 2 and 3, each for its own", last.raw.Started, now.raw.Started)
 	}
 }
 
