@@ -306,12 +306,15 @@ func measureAll(t *testing.T, p *poller, subs ...subscription) map[string]result
 	return all
 }
 
-// next makes a round that is not answered by the one before.
+// next makes a round that is not answered by the one before, and that is for all of subs however late some of them come.
 func next(t *testing.T, p *poller, subs ...subscription) map[string]result {
 	t.Helper()
 	p.mu.Lock()
 	for _, sub := range p.subs {
 		sub.at = time.Time{}
+	}
+	for _, s := range subs {
+		p.subLocked(s).asked = time.Now()
 	}
 	p.mu.Unlock()
 	return measureAll(t, p, subs...)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -71,6 +72,30 @@ func TestRequestsOfARound(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Those who come within a moment have a round together.
+func TestRoundGathers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPoller(&Options{Interval: interval}, []string{"127.0.0.1:9092"}, security{}, nil) // which nobody allows
+		defer p.close()
+		began := time.Now()
+		for _, tt := range []struct{ comes, round time.Duration }{
+			{0, gather}, {gather - time.Millisecond, gather}, {gather + time.Millisecond, 2*gather + time.Millisecond},
+		} {
+			go func() {
+				<-time.After(tt.comes)
+				ctx, cancel := context.WithTimeout(t.Context(), interval)
+				defer cancel()
+				_, at, err := p.measure(ctx, sub(tt.comes.String(), "orders"))
+				if got := at.Sub(began); err == nil || got != tt.round {
+					t.Errorf("who came after %s was told of the round after %s, %v; want that after %s, which failed", tt.comes, got, err, tt.round)
+				}
+			}()
+		}
+		<-time.After(4 * gather)
+		synctest.Wait()
+	})
 }
 
 // What an answer leaves out is unknown, and so is what it does not allow; and the rest is not.

@@ -29,6 +29,7 @@ type exchange struct {
 	name     string
 	requests int // as the gate counts
 	tls      bool
+	h2c      bool // is what the Service's port says
 	talk     func(ctx context.Context, p peer) ([]seen, error)
 }
 
@@ -41,6 +42,8 @@ func exchanges(door bool) []exchange {
 		{name: "continue", requests: 2, talk: talkContinue},
 		{name: "events", requests: 3, talk: talkEvents},
 		{name: "websocket", requests: 1, talk: talkWebSocket},
+		{name: "h2c", requests: 5, h2c: true, talk: talkH2},
+		{name: "grpc", requests: 5, h2c: true, talk: talkGRPC},
 	}
 	if !door {
 		all = append(all, exchange{name: "tls", requests: 1, tls: true, talk: talkTLS})
@@ -59,7 +62,11 @@ func unchanged(s *story, door bool) {
 			speakTLS(&template.Spec, "tls")
 		}
 		s.deploy(e.name, 0, template)
-		s.service(e.name)
+		appProtocol := ""
+		if e.h2c {
+			appProtocol = "kubernetes.io/h2c"
+		}
+		s.serviceSpeaking(e.name, appProtocol)
 		s.create(e.way(door).function(s, e.name))
 	}
 	for _, e := range exchanges(door) {
@@ -317,24 +324,34 @@ func talkEvents(ctx context.Context, p peer) ([]seen, error) {
 	if err != nil {
 		return nil, err
 	}
+	a, err := seeEvents(res, func() error {
+		_, err := talkLines(ctx, p, line{method: "GET", target: "/next"})
+		return err
+	})
+	return []seen{a}, err
+}
+
+// seeEvents reads an answer of three events, and lets the second and the third go when the one before has come.
+func seeEvents(res *http.Response, next func() error) (seen, error) {
 	var came strings.Builder
 	events := bufio.NewReader(io.TeeReader(res.Body, &came))
 	for i := range 3 {
 		if i > 0 {
-			if _, err := talkLines(ctx, p, line{method: "GET", target: "/next"}); err != nil {
-				return nil, fmt.Errorf("let event %d go: %w", i, err)
+			if err := next(); err != nil {
+				return seen{}, fmt.Errorf("let event %d go: %w", i, err)
 			}
 		}
 		for said := "?"; said != "\n"; {
+			var err error
 			if said, err = events.ReadString('\n'); err != nil {
-				return nil, fmt.Errorf("event %d, after %q: %w", i, came.String(), err)
+				return seen{}, fmt.Errorf("event %d, after %q: %w", i, came.String(), err)
 			}
 		}
 	}
 	res.Body = io.NopCloser(events)
 	a, err := see(res)
 	a.Body = came.String()
-	return []seen{a}, err
+	return a, err
 }
 
 // talkWebSocket has words come back, and ends the WebSocket.

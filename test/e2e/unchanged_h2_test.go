@@ -1,0 +1,167 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// talkH2 speaks HTTP/2 without TLS, all on one connection: a HEAD, a body of which nobody says the length and that has
+// trailers, and events that are let go by requests beside them.
+func talkH2(ctx context.Context, p peer) ([]seen, error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	dials := 0
+	transport := &http.Transport{
+		Protocols: &protocols,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			dials++
+			return (&net.Dialer{}).DialContext(ctx, network, p.address)
+		},
+	}
+	defer transport.CloseIdleConnections()
+	send := func(method, target string, body io.Reader, trailer http.Header) (*http.Response, error) {
+		req, err := http.NewRequestWithContext(ctx, method, "http://"+p.address+target, body)
+		if err != nil {
+			return nil, err
+		}
+		req.Trailer = trailer
+		if p.host != "" {
+			req.Host = p.host
+		}
+		res, err := transport.RoundTrip(req)
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: %w", method, target, err)
+		}
+		return res, nil
+	}
+	whole := func(res *http.Response, err error) (seen, error) {
+		if err != nil {
+			return seen{}, err
+		}
+		return see(res)
+	}
+	head, err := whole(send(http.MethodHead, "/a%2Fb?x=1", nil, nil))
+	if err != nil {
+		return nil, err
+	}
+	long := io.MultiReader(strings.NewReader("hello"), strings.NewReader(strings.Repeat("frames of sixteen", 4<<10)))
+	echo, err := whole(send(http.MethodPost, "/echo?x=1;y=%zz", long, http.Header{"X-In": {"all of it"}}))
+	if err != nil {
+		return nil, err
+	}
+	res, err := send(http.MethodGet, "/events?count=3&on=next", nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	events, err := seeEvents(res, func() error {
+		_, err := whole(send(http.MethodGet, "/next", nil, nil))
+		return err
+	})
+	if err == nil && dials != 1 {
+		err = fmt.Errorf("%d connections were made; want 1 for all", dials)
+	}
+	return []seen{head, echo, events}, err
+}
+
+// talkGRPC has a call of each kind: of one message, with an answer of many, of many both ways by turns, one that fails, and
+// one whose time is over.
+func talkGRPC(ctx context.Context, p peer) ([]seen, error) {
+	options := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy(), grpc.WithDisableServiceConfig()}
+	if p.host != "" {
+		options = append(options, grpc.WithAuthority(p.host))
+	}
+	conn, err := grpc.NewClient("passthrough:///"+p.address, options...)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	var saw []seen
+	for _, c := range []struct {
+		method   string
+		sends    []string
+		byTurns  bool // each message is sent when there is an answer to the one before
+		metadata []string
+		deadline time.Duration
+	}{
+		{method: "Unary", sends: []string{"one"}, deadline: callLimit},
+		{method: "Stream", sends: []string{"many"}, metadata: []string{"count", "4", "delay", "5ms"}, deadline: callLimit},
+		{method: "Chat", sends: []string{"a", "", strings.Repeat("long ", 20<<10)}, byTurns: true, deadline: callLimit},
+		{method: "Stream", sends: []string{"failing"}, metadata: []string{"count", "1", "code", "5"}, deadline: callLimit},
+		{method: "Unary", sends: []string{"late"}, metadata: []string{"delay", "1m"}, deadline: 300 * time.Millisecond},
+	} {
+		ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, c.metadata...), c.deadline)
+		a, err := callGRPC(ctx, conn, "/function.Echo/"+c.method, c.sends, c.byTurns)
+		cancel()
+		if err != nil {
+			return saw, fmt.Errorf("%s of %.20q: %w", c.method, c.sends, err)
+		}
+		saw = append(saw, a)
+	}
+	return saw, nil
+}
+
+// callGRPC makes one call of gRPC, whose end, good or bad, is a part of what is seen.
+func callGRPC(ctx context.Context, conn *grpc.ClientConn, method string, sends []string, byTurns bool) (seen, error) {
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
+	if err != nil {
+		return seen{}, err
+	}
+	a := seen{Proto: "gRPC"}
+	receive := func() error {
+		var m wrapperspb.StringValue
+		if err := stream.RecvMsg(&m); err != nil {
+			return err
+		}
+		a.Body += m.GetValue() + "\n"
+		return nil
+	}
+	for _, text := range sends {
+		if err := stream.SendMsg(wrapperspb.String(text)); err != nil {
+			return a, err
+		}
+		if byTurns {
+			if err := receive(); err != nil {
+				return a, err
+			}
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		return a, err
+	}
+	for err == nil {
+		err = receive()
+	}
+	if !errors.Is(err, io.EOF) {
+		a.Status = int(status.Code(err))
+	}
+	header, _ := stream.Header() // of a call that failed before there was one, none
+	a.Header, a.Trailer = headerOf(header), headerOf(stream.Trailer())
+	if ctx.Err() == nil { // else the words are the client's own, of how it came to know
+		a.Agreed = status.Convert(err).Message()
+	}
+	return a, nil
+}
+
+func headerOf(md metadata.MD) http.Header {
+	h := http.Header{}
+	for k, vv := range md {
+		h[http.CanonicalHeaderKey(k)] = vv
+	}
+	return h
+}
