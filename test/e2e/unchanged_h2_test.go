@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -150,11 +151,11 @@ func callGRPC(ctx context.Context, conn *grpc.ClientConn, method string, sends [
 	if !errors.Is(err, io.EOF) {
 		a.Status = int(status.Code(err))
 	}
-	header, _ := stream.Header() // of a call that failed before there was one, none
-	a.Header, a.Trailer = headerOf(header), headerOf(stream.Trailer())
-	if ctx.Err() == nil { // else the words are the client's own, of how it came to know
-		a.Agreed = status.Convert(err).Message()
+	if a.Status == int(codes.DeadlineExceeded) {
+		return a, nil // of all else only what came before the client gave up by itself
 	}
+	header, _ := stream.Header() // of a call that failed before there was one, none
+	a.Header, a.Trailer, a.Agreed = headerOf(header), headerOf(stream.Trailer()), status.Convert(err).Message()
 	return a, nil
 }
 
