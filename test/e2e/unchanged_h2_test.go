@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -159,9 +160,14 @@ func callGRPC(ctx context.Context, conn *grpc.ClientConn, method string, sends [
 	return a, nil
 }
 
+// headerOf is md, with the names of trailers in order: they are a set, in however many lines it comes.
 func headerOf(md metadata.MD) http.Header {
 	h := http.Header{}
 	for k, vv := range md {
+		if k == "trailer" {
+			vv = strings.Split(strings.Join(vv, ", "), ", ")
+			slices.Sort(vv)
+		}
 		h[http.CanonicalHeaderKey(k)] = vv
 	}
 	return h
