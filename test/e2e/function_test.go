@@ -234,7 +234,8 @@ func (s *story) asleep(fn *v1alpha1.Function) {
 	s.awaitGate(fn.Name, true)
 }
 
-// awaitGate waits until the gate is, or is not, in the path of the function's own Service.
+// awaitGate waits until the gate is, or is not, in the path of the function's own Service. If it is, each activator takes
+// connections at the function's port by then, and so knows its hosts, of which it is told together with the port.
 func (s *story) awaitGate(name string, inPath bool) {
 	s.Helper()
 	eventually(s.T, 20*time.Second, fmt.Sprintf("gate of %s in path = %v", name, inPath), func(ctx context.Context) string {
@@ -247,13 +248,31 @@ func (s *story) awaitGate(name string, inPath bool) {
 		}
 		n := 0
 		for _, slice := range slices.Items {
-			n += len(slice.Endpoints)
+			for _, e := range slice.Endpoints {
+				n++
+				if !inPath {
+					continue
+				}
+				if said := unreachable(ctx, e.Addresses[0], *slice.Ports[0].Port); said != "" {
+					return said
+				}
+			}
 		}
 		if inPath != (n > 0) {
 			return fmt.Sprintf("%d gate endpoints", n)
 		}
 		return ""
 	})
+}
+
+// unreachable says why a connection cannot be made, or "".
+func unreachable(ctx context.Context, ip string, port int32) string {
+	conn, err := (&net.Dialer{Timeout: 200 * time.Millisecond}).DialContext(ctx, "tcp", net.JoinHostPort(ip, fmt.Sprint(port)))
+	if err != nil {
+		return err.Error()
+	}
+	conn.Close()
+	return ""
 }
 
 // clusterIP is the base URL of a Service by its address, once kube-proxy leads connections to it: what goes to the
@@ -267,12 +286,7 @@ func (s *story) clusterIP(service string) string {
 			return err.Error()
 		}
 		address = svc.Spec.ClusterIP
-		conn, err := (&net.Dialer{Timeout: 200 * time.Millisecond}).DialContext(ctx, "tcp", net.JoinHostPort(address, "80"))
-		if err != nil {
-			return err.Error()
-		}
-		conn.Close()
-		return ""
+		return unreachable(ctx, address, 80)
 	})
 	return "http://" + address
 }
