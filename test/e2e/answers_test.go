@@ -20,7 +20,7 @@ import (
 // it awake; while there is a pod the pod answers it.
 func staticAnswers(s *story) {
 	host := "hello." + s.namespace + ".example.com"
-	fn := idleAfter(proxied("hello", host), 5*time.Second)
+	fn := idleAfter(proxied("hello", host), 10*time.Second)
 	fn.Spec.Activation.Static = []v1alpha1.StaticAnswer{{Path: "/healthz", Body: "asleep\n"}}
 	s.asleep(fn)
 	door := s.door()
@@ -50,7 +50,7 @@ func staticAnswers(s *story) {
 	s.mustAnswer(door, host)
 	// The activator by which that went knows of the pod, others only once Kubernetes calls it ready.
 	s.awaitPhase("hello", v1alpha1.Active, 20*time.Second)
-	eventually(s.T, 2*time.Second, "the pod to answer the check, whichever activator has it", func(context.Context) string {
+	eventually(s.T, 5*time.Second, "the pod to answer the check, whichever activator has it", func(context.Context) string {
 		for range 8 {
 			if check() == "asleep\n" {
 				return "it got the static answer"

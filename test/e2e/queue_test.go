@@ -128,6 +128,7 @@ func coldStartStatefulSet(s *story) {
 	s.awaitGate("hello", true)
 	url := s.clusterIP("sluice-hello")
 	s.Logf("a StatefulSet's cold start: %s", s.mustAnswer(url, ""))
+	s.awaitPhase("hello", v1alpha1.Active, 20*time.Second) // the phase that is told may still be the one before
 	s.awaitPhase("hello", v1alpha1.Idle, 60*time.Second)
 	s.awaitGate("hello", true)
 	s.Logf("and another: %s", s.mustAnswer(s.clusterIP("hello"), ""))
