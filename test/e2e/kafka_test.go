@@ -35,7 +35,8 @@ func kafkaDrains(s *story) {
 	q := s.topic("drains", partitions)
 	fn := q.function("drains", "500")
 	fn.Spec.Scale.MaxReplicas = 20
-	activation := resource.MustParse("1k") // so that there is a lag while nobody works it off
+	// So that there is a lag while nobody works it off, and that all records are there when it wakes.
+	activation := resource.MustParse("9k")
 	fn.Spec.Metrics[0].KafkaLag.Activation = &activation
 	s.consumers("drains", q, 80*time.Millisecond) // 67 s, which is long enough for the tool to run a number of times
 	s.create(fn)
@@ -95,12 +96,16 @@ func kafkaOutage(s *story) {
 	const partitions, records, outage = 4, 2_400, 60 * time.Second
 	q := s.topic("outage", partitions)
 	s.consumers("outage", q, 50*time.Millisecond)
-	s.create(q.function("outage", "500"))
+	fn := q.function("outage", "500")
+	activation := resource.MustParse("2k") // so that most records are there when it wakes
+	fn.Spec.Metrics[0].KafkaLag.Activation = &activation
+	s.create(fn)
 	s.awaitPhase("outage", v1alpha1.Idle, 30*time.Second)
 	q.produce(records)
 	if n := s.awaitWake("outage"); n != partitions {
 		s.Errorf("woken to %d replicas; want %d", n, partitions)
 	}
+	s.change("outage", func(fn *v1alpha1.Function) { fn.Spec.Metrics[0].KafkaLag.Activation = nil })
 	s.awaitLagBelow("outage", records*3/4, 60*time.Second)
 
 	stopped := time.Now()
@@ -142,6 +147,8 @@ func kafkaAndRate(s *story) {
 	const partitions, rate = 2, 60.0
 	q := s.topic("both", partitions)
 	fn := onRate(q.function("both", "100"), "17")
+	activation := resource.MustParse("240") // so that the records that wake it are there when it wakes
+	fn.Spec.Metrics[0].KafkaLag.Activation = &activation
 	fn.Spec.Traffic = proxied("both").Spec.Traffic
 	fn.Spec.Scale.MaxReplicas = 8
 	s.asleep(fn) // its pods do not consume: the lag is what the story says
