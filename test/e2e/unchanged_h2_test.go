@@ -52,18 +52,19 @@ func talkH2(ctx context.Context, p peer) ([]seen, error) {
 		}
 		return res, nil
 	}
-	whole := func(res *http.Response, err error) (seen, error) {
+	whole := func(method, target string, body io.Reader, trailer http.Header) (seen, error) {
+		res, err := send(method, target, body, trailer)
 		if err != nil {
 			return seen{}, err
 		}
 		return see(res)
 	}
-	head, err := whole(send(http.MethodHead, "/a%2Fb?x=1", nil, nil))
+	head, err := whole(http.MethodHead, "/a%2Fb?x=1", nil, nil)
 	if err != nil {
 		return nil, err
 	}
 	long := io.MultiReader(strings.NewReader("hello"), strings.NewReader(strings.Repeat("frames of sixteen", 4<<10)))
-	echo, err := whole(send(http.MethodPost, "/echo?x=1;y=%zz", long, http.Header{"X-In": {"all of it"}}))
+	echo, err := whole(http.MethodPost, "/echo?x=1;y=%zz", long, http.Header{"X-In": {"all of it"}})
 	if err != nil {
 		return nil, err
 	}
@@ -71,8 +72,9 @@ func talkH2(ctx context.Context, p peer) ([]seen, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer res.Body.Close()
 	events, err := seeEvents(res, func() error {
-		_, err := whole(send(http.MethodGet, "/next", nil, nil))
+		_, err := whole(http.MethodGet, "/next", nil, nil)
 		return err
 	})
 	if err == nil && dials != 1 {
@@ -105,7 +107,7 @@ func talkGRPC(ctx context.Context, p peer) ([]seen, error) {
 		{method: "Stream", sends: []string{"many"}, metadata: []string{"count", "4", "delay", "5ms"}, deadline: callLimit},
 		{method: "Chat", sends: []string{"a", "", strings.Repeat("long ", 20<<10)}, byTurns: true, deadline: callLimit},
 		{method: "Stream", sends: []string{"failing"}, metadata: []string{"count", "1", "code", "5"}, deadline: callLimit},
-		{method: "Unary", sends: []string{"late"}, metadata: []string{"delay", "1m"}, deadline: 300 * time.Millisecond},
+		{method: "Unary", sends: []string{"late"}, metadata: []string{"delay", "1m"}, deadline: time.Second},
 	} {
 		ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, c.metadata...), c.deadline)
 		a, err := callGRPC(ctx, conn, "/function.Echo/"+c.method, c.sends, c.byTurns)

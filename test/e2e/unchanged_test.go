@@ -324,6 +324,7 @@ func talkEvents(ctx context.Context, p peer) ([]seen, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer res.Body.Close()
 	a, err := seeEvents(res, func() error {
 		_, err := talkLines(ctx, p, line{method: "GET", target: "/next"})
 		return err
