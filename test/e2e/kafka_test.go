@@ -70,7 +70,7 @@ func kafkaDrains(s *story) {
 	s.Logf("%s after the records, a tenth is done", since(began))
 	s.deleteAPod("drains")
 	most := int32(0)
-	eventually(s.T, 120*time.Second, "every record to be read", func(ctx context.Context) string {
+	eventually(s.T, 240*time.Second, "every record to be read", func(ctx context.Context) string {
 		most = max(most, *s.deployment("drains").Spec.Replicas)
 		return s.lagIs(ctx, "drains", 0)
 	})
