@@ -27,7 +27,7 @@ func measureBy(t *testing.T, servers string, allow ...string) error {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patient*8/10)
 	defer cancel()
 	_, err = s.Measure(ctx, providers.Target{Kind: providers.Lag, Consumer: providers.Consumer{
 		Servers: servers, Group: "g", Topics: "orders", Reset: v1alpha1.KafkaEarliest,

@@ -208,7 +208,7 @@ func TestTokenOfTheMachineItself(t *testing.T) {
 	srv := endpoint(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s was asked", r.URL) })
 	_, port, _ := net.SplitHostPort(srv.Listener.Addr().String())
 	for _, host := range []string{"127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "0.0.0.0", "169.254.169.254", "[fd00:ec2::254]"} {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		_, _, err := bearer(t, "http://"+host+":"+port, nil).Start(ctx)
 		cancel()
 		const want = "is an address of the adapter's own machine or of its cloud's metadata, " +

@@ -25,6 +25,7 @@ func TestABrokerThatHangs(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			f := newFake(t, 3)
 			f.topics = map[string]int{"orders": 3, "alone": 1}
 			f.ends[partition{"orders", 1}], f.ends[partition{"alone", 0}] = 5, 7
@@ -65,6 +66,7 @@ func TestABrokerThatHangs(t *testing.T) {
 
 // A bootstrap server that hangs, of several, costs a part of the first round.
 func TestABootstrapServerThatHangs(t *testing.T) {
+	t.Parallel()
 	f := newFake(t, 4)
 	f.topics = map[string]int{"orders": 1}
 	f.keepers["g"] = 1
@@ -115,9 +117,10 @@ func TestManyGroupsOnASlowNetwork(t *testing.T) {
 // Where brokers tell of one group at a time, not all are found in a round. Looking for them leaves time for asking those that
 // are found.
 func TestFindingLeavesTimeForAsking(t *testing.T) {
-	f, subs := manyGroups(t, 600)
-	f.oldest, f.delay = true, 5*time.Millisecond // 3 s to find all, of 2.8 s that a round has
-	if known := knownOf(next(t, f.poller(4*interval), subs...)); known == 0 || known == len(subs) {
+	t.Parallel()
+	f, subs := manyGroups(t, 800)
+	f.oldest, f.delay = true, 5*time.Millisecond // 4 s to find all, of 3.5 s that a round has
+	if known := knownOf(next(t, f.poller(interval), subs...)); known == 0 || known == len(subs) {
 		t.Errorf("%d of %d groups are known", known, len(subs))
 	}
 }
