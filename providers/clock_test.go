@@ -122,11 +122,12 @@ func TestOwnClockSteps(t *testing.T) {
 	for _, step := range []time.Duration{5 * time.Hour, -5 * time.Hour, 400 * 24 * time.Hour} {
 		for _, fn := range []Function{proxied, direct} {
 			t.Run(fmt.Sprintf("%s, proxied %t", step, fn.Rule.Proxied), func(t *testing.T) {
-				store, began := NewStore(Intervals{}), time.Now() // not in a bubble, whose clock has no monotonic reading
+				store := NewStore(Intervals{}) // not in a bubble, whose clock has no monotonic reading
 				act, p, q := activator(1, 0), pod(1, 0), ask("depth", "q")
 				store.SetActivators([]Endpoint{act.Endpoint})
 				store.SetFunction(fn, []Endpoint{p.Endpoint, q})
-				restarted := began // of the processes
+				began := time.Now() // from here on only the times that are told count
+				restarted := began  // of the processes
 				for second := range 120 {
 					now := began.Add(time.Duration(second+1) * time.Second)
 					if second == 90 {

@@ -69,8 +69,9 @@ func TestHalfWrittenRecordIsNotSeen(t *testing.T) {
 			}
 		}
 	})
+	const enough = 1000 // values; the machine may have other things to do
 	seen := 0
-	for i := 0; time.Since(begin) < time.Second; i++ {
+	for i := 0; time.Since(begin) < time.Second || seen < enough && time.Since(begin) < time.Minute; i++ {
 		name, want := names[i%functions], 2000.0
 		if i%functions%2 == 0 {
 			want = 1000 * pods
@@ -86,7 +87,7 @@ func TestHalfWrittenRecordIsNotSeen(t *testing.T) {
 	}
 	stop.Store(true)
 	wg.Wait()
-	if seen < 1000 {
+	if seen < enough {
 		t.Errorf("%d values were seen, too few to say anything", seen)
 	}
 }
