@@ -97,7 +97,7 @@ func newTestPoller(t *testing.T, api http.Handler) (p *poller, rung func() []str
 	t.Helper()
 	server := httptest.NewServer(api)
 	t.Cleanup(server.Close)
-	client, err := newMetricsAPI(&rest.Config{Host: server.URL}, 900*time.Millisecond)
+	client, err := newMetricsAPI(&rest.Config{Host: server.URL}, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}

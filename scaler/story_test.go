@@ -236,7 +236,7 @@ func (s *story) tryReconcile(name string) (reconcile.Result, error) {
 }
 
 // pass lets time go by.
-func (s *story) pass(d time.Duration) { <-time.After(d) }
+func (s *story) pass(d time.Duration) { time.Sleep(d) } //nolint:forbidigo // synctest
 
 // wrote asserts the writes since the last call, status and finalizer of Functions aside.
 func (s *story) wrote(want ...string) {
