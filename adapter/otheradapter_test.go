@@ -97,7 +97,7 @@ func (a *otherAdapter) reads() []*http.Request {
 func (a *otherAdapter) behind(o *Options) {
 	o.Upstreams = Upstreams{
 		CustomMetrics: "monitoring/prometheus-adapter", ExternalMetrics: "monitoring/prometheus-adapter:6443",
-		CAFile: a.caFile, TokenFile: a.tokenFile, Timeout: 500 * time.Millisecond,
+		CAFile: a.caFile, TokenFile: a.tokenFile, Timeout: time.Minute,
 	}
 	o.discoverEvery = 50 * time.Millisecond
 	o.dialUpstream = func(ctx context.Context, network, _ string) (net.Conn, error) {

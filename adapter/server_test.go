@@ -333,7 +333,7 @@ func TestReadinessIsThatOfTheValues(t *testing.T) {
 func TestServingCertificateRotatesWithoutRestart(t *testing.T) {
 	r := start(t, func(o *Options) {
 		o.CALifetime, o.CertLifetime = 12*time.Second, 6*time.Second
-		o.CertSettle = 100 * time.Millisecond
+		o.CertSettle = 500 * time.Millisecond // that a client has from reading the bundle to the end of its handshake
 	})
 	serials := map[string]bool{}
 	bundles := map[string]bool{}

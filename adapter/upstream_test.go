@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -223,6 +224,9 @@ func TestUpstreamErrorsAreInWords(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			other := newOtherAdapter(t, tt.answer)
 			u := newTestUpstream(t, other)
+			if tt.outcome == "timeout" { // else nobody waits for it, whatever else the machine does
+				u.timeout = 500 * time.Millisecond
+			}
 			code, body := readFrom(t.Context(), u)
 			if code != tt.code || !strings.Contains(body, tt.says) {
 				t.Errorf("%d %s\nwant %d %s", code, body, tt.code, tt.says)
