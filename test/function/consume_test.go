@@ -164,7 +164,7 @@ func TestRunWithoutBroker(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		done <- Run(ctx, ln, Options{
-			Name: "p1", Drain: 20 * time.Millisecond,
+			Name: "p1", Drain: 10 * time.Second, // for a connection that is being closed
 			Kafka: KafkaOptions{Servers: nobody.Addr().String(), Topic: "orders", Group: "hello"},
 		})
 	}()
@@ -178,7 +178,7 @@ func TestRunWithoutBroker(t *testing.T) {
 		if err != nil {
 			t.Errorf("Run = %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("Run does not end")
 	}
 }

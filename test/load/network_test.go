@@ -1,6 +1,7 @@
 package load
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,13 +10,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 )
 
 func TestRequestsOnTheWire(t *testing.T) {
@@ -41,12 +43,13 @@ func TestRequestsOnTheWire(t *testing.T) {
 	if err := result.Err(); err != nil {
 		t.Fatal(err)
 	}
+	slices.SortFunc(got, func(a, b seen) int { return cmp.Compare(a.ID, b.ID) }) // each may come by a connection of its own
 	want := []seen{
 		{"POST", "hello.example.com", "f", "id-0", "payload"},
 		{"POST", "hello.example.com", "f", "id-1", "payload"},
 		{"POST", "hello.example.com", "f", "id-2", "payload"},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := gocmp.Diff(want, got); diff != "" {
 		t.Errorf("requests (-want +got):\n%s", diff)
 	}
 	if len(header) != 1 {
@@ -66,7 +69,7 @@ func TestConnections(t *testing.T) {
 			}
 			srv.Start()
 			defer srv.Close()
-			result := run(t, Options{URL: srv.URL, FreshConnections: fresh, Steps: []Step{Constant(100, 200*time.Millisecond)}})
+			result := run(t, Options{URL: srv.URL, FreshConnections: fresh, Steps: []Step{Constant(20, time.Second)}})
 			if err := result.Err(); err != nil {
 				t.Fatal(err)
 			}
@@ -118,13 +121,17 @@ func TestFailuresOnTheWire(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			srv := httptest.NewServer(tt.handler)
 			defer srv.Close()
-			got := run(t, Options{URL: srv.URL, Steps: []Step{Constant(1, time.Second)}, Timeout: 200 * time.Millisecond})
+			timeout := 30 * time.Second
+			if tt.want.Kind == TimedOut {
+				timeout = time.Second
+			}
+			got := run(t, Options{URL: srv.URL, Steps: []Step{Constant(1, time.Second)}, Timeout: timeout})
 			if len(got.Failures) != 1 || got.Failed() != 1 {
 				t.Fatalf("failures = %v, failed = %d", got.Failures, got.Failed())
 			}
 			f := got.Failures[0]
 			f.Latency = 0
-			if diff := cmp.Diff(tt.want, f); diff != "" {
+			if diff := gocmp.Diff(tt.want, f); diff != "" {
 				t.Errorf("failure (-want +got):\n%s", diff)
 			}
 		})
@@ -133,8 +140,14 @@ func TestFailuresOnTheWire(t *testing.T) {
 
 func TestNobodyListens(t *testing.T) {
 	srv := httptest.NewServer(http.NotFoundHandler())
-	srv.Close()
-	got := run(t, Options{URL: srv.URL, Steps: []Step{Constant(10, time.Second)}})
+	defer srv.Close()
+	// A client's address, which nobody else gets, as somebody might that of a listener that was closed.
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	got := run(t, Options{URL: "http://" + conn.LocalAddr().String(), Steps: []Step{Constant(10, time.Second)}})
 	if e := got.Errors[Refused]; e.Count != 10 || len(e.Messages) == 0 || len(e.Messages) > MaxMessages {
 		t.Errorf("errors = %v, want 10 refused with at most %d messages", got.Errors, MaxMessages)
 	}
