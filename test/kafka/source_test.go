@@ -33,6 +33,7 @@ type measured struct {
 	registry *prometheus.Registry
 	client   corev1client.SecretInterface // of the Functions' namespace
 	servers  string
+	interval time.Duration
 }
 
 // interval is that of the adapter.
@@ -47,14 +48,18 @@ func source(t *testing.T, c *Cluster, period time.Duration, secrets ...runtime.O
 // sourceBy has an operator's list of servers.
 func sourceBy(t *testing.T, c *Cluster, allow []string, period time.Duration, secrets ...runtime.Object) *measured {
 	t.Helper()
-	m := &measured{registry: prometheus.NewRegistry(), servers: strings.Join(c.Addresses(PlaintextListener), ",")}
+	return sourceWith(t, c, kafka.Options{Allow: allow, Interval: interval, MetadataInterval: period}, secrets...)
+}
+
+// sourceWith has all options but those that are the same for every source here.
+func sourceWith(t *testing.T, c *Cluster, o kafka.Options, secrets ...runtime.Object) *measured {
+	t.Helper()
+	m := &measured{registry: prometheus.NewRegistry(), servers: strings.Join(c.Addresses(PlaintextListener), ","), interval: o.Interval}
 	client := fake.NewClientset(secrets...)
 	m.client = client.CoreV1().Secrets("default")
 	var err error
-	m.Source, err = kafka.New(kafka.Options{
-		Secrets: providers.NewSecrets(providers.SecretsOptions{Client: client.CoreV1()}),
-		Allow:   allow, Interval: interval, MetadataInterval: period, Registerer: m.registry,
-	})
+	o.Secrets, o.Registerer = providers.NewSecrets(providers.SecretsOptions{Client: client.CoreV1()}), m.registry
+	m.Source, err = kafka.New(o)
 	must(t, err)
 	t.Cleanup(m.Close)
 	return m
@@ -71,7 +76,7 @@ func target(c providers.Consumer) providers.Target {
 
 // measure looks once, as the Collector does.
 func (m *measured) measure(ctx context.Context, c providers.Consumer) (map[string]providers.Answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, interval*8/10)
+	ctx, cancel := context.WithTimeout(ctx, m.interval*8/10)
 	defer cancel()
 	got, err := m.Measure(ctx, target(c))
 	if err != nil {
