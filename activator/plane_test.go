@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	"go.uber.org/goleak"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -25,10 +24,11 @@ import (
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
-	if err := goleak.Find(); err != nil && code == 0 {
-		println(err.Error())
-		code = 1
+	if code == 0 {
+		if err := findLeaks(); err != nil {
+			println(err.Error())
+			code = 1
+		}
 	}
 	os.Exit(code)
 }
