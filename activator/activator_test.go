@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
@@ -159,7 +161,12 @@ type running struct {
 
 func start(t *testing.T, a *api, change func(*Options)) *running {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
+	return startLogging(t, a, logr.Discard(), change)
+}
+
+func startLogging(t *testing.T, a *api, log logr.Logger, change func(*Options)) *running {
+	t.Helper()
+	ctx, cancel := context.WithCancel(logr.NewContext(context.Background(), log))
 	r := &running{stop: cancel, ended: make(chan error, 1)}
 	listening := make(chan struct{})
 	o := Options{
@@ -294,18 +301,37 @@ func TestDrainGoesOnAcceptingAndWakesWhatIsHeld(t *testing.T) {
 	pod := newPod(t, echo)
 	port := freePort(t)
 	a.set(newTestFunction("hello", gatePort(port)))
-	r := start(t, a, func(o *Options) { o.DrainDelay = 500 * time.Millisecond })
+	// The delay begins when the log has taken that it does: so there is time enough for what comes before its end.
+	draining, goOn := make(chan struct{}), make(chan struct{})
+	begin := sync.OnceFunc(func() { close(goOn) })
+	defer begin()
+	log := funcr.New(func(_, line string) {
+		if strings.Contains(line, `"msg"="draining"`) {
+			close(draining)
+			<-goOn
+		}
+	}, funcr.Options{})
+	const delay = 200 * time.Millisecond
+	r := startLogging(t, a, log, func(o *Options) { o.DrainDelay = delay })
 	eventually(t, "it is ready", func() bool { return r.status(t, "/readyz") == http.StatusOK })
 	r.stop()
-	eventually(t, "readiness fails", func() bool { return r.status(t, "/readyz") == http.StatusServiceUnavailable })
+	<-draining
+	if got := r.status(t, "/readyz"); got != http.StatusServiceUnavailable {
+		t.Errorf("/readyz in the drain: got %d, want 503", got)
+	}
 	answers := make(chan answer, 1)
 	go func() { answers <- get(t, portURL(port)) }() // comes after the stop, and finds no pod
 	eventually(t, "it woke the function", func() bool {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		return a.patches == 1
+		return a.patches > 0
 	})
+	began := time.Now()
+	begin()
 	eventually(t, "the port is closed", func() bool { return owner(port) == "" })
+	if took := time.Since(began); took < delay {
+		t.Errorf("the port was closed after %s, want it open for %s", took, delay)
+	}
 	a.set(newSlice("hello", 0, pod, true)) // the watch must still run
 	if got := <-answers; got.status != http.StatusOK {
 		t.Errorf("held during the drain: got %d, want 200", got.status)

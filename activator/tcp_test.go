@@ -327,38 +327,48 @@ func TestAPortFollowsTheProtocol(t *testing.T) {
 }
 
 func TestDrainGivesTCPItsGrace(t *testing.T) {
-	noLeaks(t)
-	a := newAPI(t)
-	ends, stays := freePort(t), freePort(t)
-	a.set(newTestFunction("ends", gatePort(ends), overTCP))
-	a.set(newTestFunction("stays", gatePort(stays), overTCP))
-	a.set(newSlice("ends", 0, newTCPPod(t, copyBack), true))
-	a.set(newSlice("stays", 0, newTCPPod(t, copyBack), true))
-	r := start(t, a, func(o *Options) { o.DrainDelay, o.DrainTimeout = time.Millisecond, 500*time.Millisecond })
-	eventually(t, "it is ready", func() bool { return r.status(t, "/readyz") == http.StatusOK })
-	say := func(c *net.TCPConn, word string) {
-		fmt.Fprint(c, word)
-		if _, err := io.ReadFull(c, make([]byte, len(word))); err != nil {
-			t.Errorf("%s: %v", word, err)
-		}
+	for _, tt := range []struct {
+		name  string
+		grace time.Duration
+		over  bool // before the client leaves
+	}{{"the client leaves in time", time.Minute, false}, {"the client stays", 100 * time.Millisecond, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			noLeaks(t)
+			a := newAPI(t)
+			port := freePort(t)
+			a.set(newTestFunction("hello", gatePort(port), overTCP))
+			a.set(newSlice("hello", 0, newTCPPod(t, copyBack), true))
+			r := start(t, a, func(o *Options) { o.DrainDelay, o.DrainTimeout = time.Millisecond, tt.grace })
+			eventually(t, "it is ready", func() bool { return r.status(t, "/readyz") == http.StatusOK })
+			conn := dialTCP(t, fmt.Sprint("127.0.0.1:", port))
+			say := func(word string) {
+				fmt.Fprint(conn, word)
+				if _, err := io.ReadFull(conn, make([]byte, len(word))); err != nil {
+					t.Errorf("%s: %v", word, err)
+				}
+			}
+			say("before")
+			stopped := time.Now()
+			r.stop()
+			if tt.over {
+				if n, err := conn.Read(make([]byte, 1)); err == nil {
+					t.Errorf("got %d bytes, want the connection closed when the grace is over", n)
+				}
+				if took := time.Since(stopped); took < tt.grace {
+					t.Errorf("closed after %s, want it to have its grace of %s", took, tt.grace)
+				}
+			} else {
+				eventually(t, "the port is closed", func() bool {
+					c, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", port))
+					if err == nil {
+						_ = c.Close()
+					}
+					return err != nil
+				})
+				say("in the drain")
+				_ = conn.Close()
+			}
+			r.wait(t)
+		})
 	}
-	one := dialTCP(t, fmt.Sprint("127.0.0.1:", ends))
-	two := dialTCP(t, fmt.Sprint("127.0.0.1:", stays))
-	say(one, "before")
-	say(two, "before")
-	r.stop()
-	eventually(t, "the port is closed", func() bool {
-		c, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", ends))
-		if err == nil {
-			_ = c.Close()
-		}
-		return err != nil
-	})
-	say(one, "in the drain")
-	_ = one.Close()
-	say(two, "in the drain")
-	if n, err := two.Read(make([]byte, 1)); err == nil {
-		t.Errorf("got %d bytes, want the connection closed when the grace is over", n)
-	}
-	r.wait(t)
 }
