@@ -35,8 +35,9 @@ type h2NetConn struct {
 	settled chan struct{} // closed when the settings are in force, or will never be
 
 	settle sync.Once
-	first  []byte // what has been read of the first frame's header; the reader's alone, as are the following
-	unread int    // bytes of the first frame that have not been read
+	mu     sync.Mutex // the reader's to write what follows, which it reads without: Close may come while it reads
+	first  []byte     // what has been read of the first frame's header
+	unread int        // bytes of the first frame that have not been read
 }
 
 const (
@@ -51,19 +52,25 @@ func (c *h2NetConn) Read(b []byte) (int, error) {
 		return c.Conn.Read(b)
 	}
 	n, err := c.Conn.Read(b)
-	got := b[:n]
+	c.take(b[:n])
+	if err != nil {
+		c.settle.Do(func() { close(c.settled) })
+	}
+	return n, err
+}
+
+// take takes in what was read while the first frame is not complete.
+func (c *h2NetConn) take(got []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if missing := frameHeader - len(c.first); missing > 0 {
-		head := got[:min(missing, n)]
+		head := got[:min(missing, len(got))]
 		c.first, got = append(c.first, head...), got[len(head):]
 		if len(c.first) == frameHeader {
 			c.unread = int(c.first[0])<<16 | int(c.first[1])<<8 | int(c.first[2])
 		}
 	}
 	c.unread -= len(got)
-	if err != nil {
-		c.settle.Do(func() { close(c.settled) })
-	}
-	return n, err
 }
 
 func (c *h2NetConn) Close() error {
@@ -86,6 +93,8 @@ func (c *h2NetConn) wait(timeout time.Duration) error {
 	case <-timer.C:
 		return fmt.Errorf("no settings of HTTP/2 within %s", timeout)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	switch {
 	case len(c.first) == 0:
 		return errors.New("the pod closed the connection that it had accepted")

@@ -267,6 +267,22 @@ func TestPodsThatAreNoH2Pods(t *testing.T) {
 	}
 }
 
+// Whoever closes a connection while its settings are waited for does not take part in the reading of it.
+func TestAnH2ConnectionIsClosedWhileItIsRead(t *testing.T) {
+	for range 100 {
+		ours, theirs := net.Pipe()
+		c := &h2NetConn{Conn: ours, client: &h2Client{open: map[*h2NetConn]struct{}{}}, settled: make(chan struct{})}
+		var reader sync.WaitGroup
+		reader.Go(func() { _, _ = c.Read(make([]byte, frameHeader)) })
+		_ = c.Close()
+		if err := c.wait(time.Minute); err == nil {
+			t.Error("it has settings that nobody sent")
+		}
+		reader.Wait()
+		_ = theirs.Close()
+	}
+}
+
 // A client that does not read its answer must not stop others whose requests are at the same pod, on the same
 // connection; nor may the gate buffer more of it than podBuffer.
 func TestASlowClientStopsNobody(t *testing.T) {
