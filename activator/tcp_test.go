@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,12 +23,16 @@ func overTCP(fn *v1alpha1.Function) { fn.Spec.Traffic.Protocol = v1alpha1.Protoc
 
 // tcpGate opens a gate of TCP for fn.
 func (p *plane) tcpGate(fn *function) string {
-	ctx, cut := context.WithCancelCause(context.Background())
-	srv := newTCPServer(ctx, fn, p.proxy)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	return p.tcpGateAt(ln, fn)
+}
+
+func (p *plane) tcpGateAt(ln net.Listener, fn *function) string {
+	ctx, cut := context.WithCancelCause(context.Background())
+	srv := newTCPServer(ctx, fn, p.proxy)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()
 	p.t.Cleanup(func() {
@@ -267,6 +272,34 @@ func TestAHeldTCPClientThatLeaves(t *testing.T) {
 	wantFinished(t, fn, map[outcome]uint64{outcomeOK: 1, outcomeClientGone: 2})
 }
 
+// turnstile is a listener that accepts a connection for each pass. So it can be certain that what a client does at once is
+// done before its connection is looked at, which is for probeWait only.
+type turnstile struct {
+	net.Listener
+	passes chan struct{}
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newTurnstile(t *testing.T) *turnstile {
+	t.Helper()
+	return &turnstile{Listener: listen(t), passes: make(chan struct{}), closed: make(chan struct{})}
+}
+
+func (l *turnstile) Accept() (net.Conn, error) {
+	select {
+	case <-l.passes:
+		return l.Listener.Accept()
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *turnstile) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
 // The scaler's proof of the path is the same for TCP: it is answered whether the function sleeps or is just going to, and
 // neither counts nor wakes. A check that only connects does not either.
 func TestProbesOfTCP(t *testing.T) {
@@ -279,15 +312,23 @@ func TestProbesOfTCP(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newPlane(t, nil)
 			fn := p.add(newTestFunction("hello", overTCP, state))
-			address := p.tcpGate(fn)
+			gate := newTurnstile(t)
+			address := p.tcpGateAt(gate, fn)
 			for range 2 { // asleep, then with a pod
-				req := newRequest(t, http.MethodOptions, "http://"+address, nil)
-				req.URL.Opaque = "*"
-				req.Header.Set(headerProbe, "1")
-				if got := do(t, req); got.status != http.StatusNoContent || got.header.Get(headerGate) != "default/hello" {
-					t.Errorf("got %d, %s %q, want 204, default/hello", got.status, headerGate, got.header.Get(headerGate))
+				conn := dialTCP(t, address)
+				_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+				fmt.Fprintf(conn, "%sHost: h\r\n%s: 1\r\n\r\n", probeLine, headerProbe)
+				gate.passes <- struct{}{}
+				res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = res.Body.Close()
+				if res.StatusCode != http.StatusNoContent || res.Header.Get(headerGate) != "default/hello" {
+					t.Errorf("got %d, %s %q, want 204, default/hello", res.StatusCode, headerGate, res.Header.Get(headerGate))
 				}
 				_ = dialTCP(t, address).Close()
+				gate.passes <- struct{}{}
 				p.pods("hello", newTCPPod(t, copyBack))
 			}
 			eventually(t, "nothing runs", func() bool { return p.proxy.active.Load() == 0 })
