@@ -239,8 +239,11 @@ func TestWhoWaitsTooLongForAPlace(t *testing.T) {
 // The limit comes, changes and goes with the function's spec.
 func TestTheLimitChanges(t *testing.T) {
 	all := joined(t, 2)
-	m := newMeteredPod(t)
-	urls := deploy(t, all, newTestFunction("hello"), m.address)
+	m, leave := &meter{}, make(chan struct{})
+	urls := deploy(t, all, newTestFunction("hello"), newPod(t, func(http.ResponseWriter, *http.Request) {
+		defer m.begin()()
+		<-leave
+	}))
 	set := func(n int32) {
 		for _, r := range all {
 			r.table.setFunction(newTestFunction("hello", limited(n)))
@@ -251,31 +254,48 @@ func TestTheLimitChanges(t *testing.T) {
 	ask := func() {
 		for i := range clients {
 			running.Go(func() {
-				if got := get(t, urls[i%2]+"?d=300ms"); got.status != http.StatusOK {
+				if got := get(t, urls[i%2]); got.status != http.StatusOK {
 					t.Errorf("got %d %s", got.status, got.body)
 				}
 			})
 		}
 	}
-	inside := func(n int64) func() bool { return func() bool { return m.now.Load() == n } }
+	end := func(n int) {
+		for range n {
+			leave <- struct{}{}
+		}
+	}
+	endAll := sync.OnceFunc(func() { close(leave) })
+	defer endAll()
+	want := func(what string, inside int64, waiting int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%s: %d are inside and %d wait", what, inside, waiting), func() bool {
+			return m.now.Load() == inside && all[0].waits()+all[1].waits() == waiting
+		})
+	}
 	ask()
-	eventually(t, "without a limit all are inside", inside(clients))
+	want("without a limit", clients, 0)
 	set(2)
 	ask()
-	running.Wait()
+	want("those that were there stay", clients, clients)
+	end(clients - 2)
+	want("nobody comes in their place", 2, clients)
 	m.top.Store(0)
-	ask()
-	eventually(t, "two are inside", inside(2))
+	end(1)
+	want("one for one", 2, clients-1)
 	set(5)
-	eventually(t, "five are inside", inside(5))
+	want("more", 5, clients-4)
 	set(1)
-	ask()
-	eventually(t, "one is inside", inside(1))
+	end(4)
+	want("fewer", 1, clients-4)
+	end(1)
+	want("one for one again", 1, clients-5)
 	if got := m.top.Load(); got != 5 {
 		t.Errorf("there were %d inside, want 5 at most", got)
 	}
 	set(0)
-	eventually(t, "all that waited are inside", func() bool { return m.now.Load() > 8 })
+	want("without a limit again", clients-4, 0)
+	endAll()
 	running.Wait()
 }
 
