@@ -2,6 +2,7 @@ package activator
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -91,26 +92,44 @@ func TestRequestsAreNotHandedOnForEver(t *testing.T) {
 
 // A request that was handed on and waits there has the bounds and the answers of one that did not.
 func TestHandedOnRequestsAreHeld(t *testing.T) {
-	inside, next := make(chan struct{}, 1), make(chan struct{})
-	obj := newTestFunction("hello", limited(1), maxHeld(1), timeout(time.Second))
-	from, to, gate := handsOn(t, obj, newPod(t, func(w http.ResponseWriter, r *http.Request) {
+	inside, next := make(chan struct{}, 2), make(chan struct{})
+	const short = 200 * time.Millisecond
+	from, to, gate := handsOn(t, newTestFunction("hello", limited(1), maxHeld(1), timeout(short)), newPod(t, func(w http.ResponseWriter, r *http.Request) {
 		inside <- struct{}{}
 		<-next
 		echo(w, r)
 	}))
+	answerAll := sync.OnceFunc(func() { close(next) })
+	defer answerAll()
 	url := "http://" + gate
 	var clients sync.WaitGroup
-	clients.Go(func() { get(t, url) })
+	ask := func() {
+		clients.Go(func() {
+			if got := get(t, url); got.status != http.StatusOK {
+				t.Errorf("got %d %s, want the pod's answer", got.status, got.body)
+			}
+		})
+	}
+	refused := func() answer { // or its time is over, should it be inside
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		return do(t, newRequest(t, http.MethodGet, url, nil).WithContext(ctx))
+	}
+	ask()
 	<-inside
 	began := time.Now()
-	clients.Go(func() {
-		if got := get(t, url); got.status != http.StatusGatewayTimeout || !strings.Contains(got.body, "concurrency.limit") {
-			t.Errorf("got %d %s, want 504 with the limit named", got.status, got.body)
-		}
-		if d := time.Since(began); d < time.Second || d > 5*time.Second {
-			t.Errorf("waited %s, want 1s", d)
-		}
-	})
+	if got := refused(); got.status != http.StatusGatewayTimeout || !strings.Contains(got.body, "concurrency.limit") {
+		t.Errorf("got %d %s, want 504 with the limit named", got.status, got.body)
+	}
+	if d := time.Since(began); d < short || d > short+5*time.Second {
+		t.Errorf("waited %s, want %s", d, short)
+	}
+	eventually(t, "its time is over", func() bool { return to.waits() == 0 })
+
+	for _, r := range []*replica{from, to} { // from now on there is time enough
+		r.table.setFunction(newTestFunction("hello", limited(1), maxHeld(1), timeout(20*time.Second)))
+	}
+	ask()
 	eventually(t, "it waits at the other one", func() bool { return to.waits() == 1 })
 	if n := held(from.function()) + held(to.function()); n != 0 {
 		t.Errorf("%d are counted as held, want it to be in flight where it came to", n)
@@ -118,17 +137,14 @@ func TestHandedOnRequestsAreHeld(t *testing.T) {
 	if got := from.function().stats.snapshot().inFlight; got != 2 {
 		t.Errorf("%d in flight, want 2", got)
 	}
-	if got := get(t, url); got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" || got.header.Get(headerReason) != "QueueFull" {
+	if got := refused(); got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" || got.header.Get(headerReason) != "QueueFull" {
 		t.Errorf("got %d %s, want 503 QueueFull", got.status, got.body)
 	}
-	eventually(t, "its time is over", func() bool { return to.waits() == 0 })
-	close(next)
+	answerAll()
 	clients.Wait()
-	wantFinished(t, from.function(), map[outcome]uint64{outcomeOK: 1, outcomeHoldTimeout: 1, outcomeQueueFull: 1})
+	wantFinished(t, from.function(), map[outcome]uint64{outcomeOK: 2, outcomeHoldTimeout: 1, outcomeQueueFull: 1})
 	wantFinished(t, to.function(), map[outcome]uint64{})
-	if got := to.proxy.held.Load(); got != 0 {
-		t.Errorf("%d are held in the end", got)
-	}
+	eventually(t, "none is held", func() bool { return to.proxy.held.Load() == 0 })
 }
 
 // The order of arrival is that of all activators.
@@ -227,6 +243,7 @@ func TestTheOwnerDies(t *testing.T) {
 	eventually(t, "one is inside and two wait", func() bool { return m.now.Load() == 1 && to.waits() == 2 })
 	to.stop()
 	clients.Wait()
+	eventually(t, "the pod has seen that its request is over", func() bool { return m.now.Load() == 0 })
 	// Until its end is seen, who comes waits.
 	clients.Go(func() {
 		if got := get(t, url); got.status != http.StatusOK {
