@@ -21,6 +21,9 @@ func TestNoPodHasMoreThanItsLimit(t *testing.T) {
 		t.Run(fmt.Sprintf("%d pods of %d", tt.pods, tt.limit), func(t *testing.T) {
 			all := joined(t, 3)
 			meters, addresses := newMeteredPods(t, tt.pods)
+			for _, m := range meters {
+				m.fillsBy(tt.limit)
+			}
 			urls := deploy(t, all, newTestFunction("hello", limited(tt.limit)), addresses...)
 			const clients, each = 48, 8
 			var running sync.WaitGroup

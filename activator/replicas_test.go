@@ -135,6 +135,28 @@ type meter struct {
 	address  string
 	now, top atomic.Int64
 	served   atomic.Int64
+
+	fills  int64         // if set, requests stay until the pod has once had so many at the same time
+	filled chan struct{} // closed then, or when that has taken too long
+	fill   sync.Once
+}
+
+// fillsBy has the pod's requests stay until it has had n at the same time.
+func (m *meter) fillsBy(n int32) { m.fills, m.filled = int64(n), make(chan struct{}) }
+
+// fillUp waits for that.
+func (m *meter) fillUp(ctx context.Context) {
+	if m.fills == 0 {
+		return
+	}
+	timer := time.NewTimer(10 * time.Second)
+	defer timer.Stop()
+	select {
+	case <-m.filled:
+	case <-ctx.Done():
+	case <-timer.C:
+		m.fill.Do(func() { close(m.filled) })
+	}
 }
 
 // begin counts a request until end is called.
@@ -143,6 +165,9 @@ func (m *meter) begin() (end func()) {
 	for top := m.top.Load(); n > top && !m.top.CompareAndSwap(top, n); top = m.top.Load() {
 	}
 	m.served.Add(1)
+	if m.fills > 0 && n == m.fills {
+		m.fill.Do(func() { close(m.filled) })
+	}
 	return func() { m.now.Add(-1) }
 }
 
@@ -153,6 +178,7 @@ func newMeteredPod(t *testing.T) *meter {
 	m.address = newPod(t, func(w http.ResponseWriter, r *http.Request) {
 		defer m.begin()()
 		_, _ = io.Copy(io.Discard, r.Body) // else the server does not look whether the client is gone
+		m.fillUp(r.Context())
 		d, _ := time.ParseDuration(r.URL.Query().Get("d"))
 		sleep(r.Context(), d)
 		fmt.Fprint(w, "hello")
