@@ -28,12 +28,16 @@ func held(fn *function) int { return int(fn.stats.snapshot().held) }
 
 func TestHeldRequestsAreAnsweredByOneWrite(t *testing.T) {
 	address := newPod(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path) })
+	there := make(chan struct{}) // a pod: until then the patch is under way, or it would be repeated after a while
 	p := newPlane(t, func(d types.NamespacedName, n int32) (bool, error) {
 		if d.String() != "default/hello" || n != 1 {
 			t.Errorf("wake %s to %d replicas, want default/hello to 1", d, n)
 		}
+		<-there
 		return true, nil
 	})
+	answerAll := sync.OnceFunc(func() { close(there) })
+	defer answerAll()
 	fn := p.add(newTestFunction("hello"))
 	url := p.gateURL(fn)
 	const n = 50
@@ -53,6 +57,7 @@ func TestHeldRequestsAreAnsweredByOneWrite(t *testing.T) {
 	// The patch is waited for too: none is sent for who has a pod already.
 	eventually(t, "all are held", func() bool { return held(fn) == n && p.wakes.Load() > 0 })
 	p.pods("hello", address)
+	answerAll()
 	wg.Wait()
 	if got := p.wakes.Load(); got != 1 {
 		t.Errorf("patches: got %d, want 1", got)

@@ -252,7 +252,7 @@ func TestPlaceholderIsGivenWhileTheFunctionWakes(t *testing.T) {
 			t.Errorf("%s: got %d %q", method, got.status, got.body)
 		}
 	}
-	eventually(t, "it is woken though nobody waits", func() bool { return p.wakes.Load() == 1 })
+	eventually(t, "it is woken though nobody waits", func() bool { return p.wakes.Load() > 0 })
 
 	// What does something, or switches protocols, is held.
 	held1 := make(chan answer, 2)
