@@ -249,14 +249,15 @@ func TestPodsThatAreNoH2Pods(t *testing.T) {
 	defer silent.Close()
 	for _, tt := range []struct {
 		name, pod string
+		patience  time.Duration // with the pod
 		reason    string
 	}{
-		{"allows no stream", none, "DialFailed"},
-		{"accepts and says nothing", silent.Addr().String(), "DialFailed"},
-		{"HTTP/1.1", newPod(t, echo), "PodNotHTTP2"},
+		{"allows no stream", none, time.Minute, "DialFailed"},
+		{"accepts and says nothing", silent.Addr().String(), 100 * time.Millisecond, "DialFailed"},
+		{"HTTP/1.1", newPod(t, echo), time.Minute, "PodNotHTTP2"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := newPlane(t, nil, func(o *Options) { o.DialTimeout = 100 * time.Millisecond })
+			p := newPlane(t, nil, func(o *Options) { o.DialTimeout = tt.patience })
 			fn := p.add(newTestFunction("hello", h2cPort, timeout(200*time.Millisecond)))
 			p.pods("hello", tt.pod)
 			got := do(t, newRequest(t, http.MethodPost, p.gateURL(fn), strings.NewReader("body")))
