@@ -158,11 +158,14 @@ func TestPodIsProvenAheadOfReady(t *testing.T) {
 }
 
 // coldPlane holds one request for a function whose only pod, at address, has an address and is not ready.
-func coldPlane(t *testing.T, address string, c corev1.Container, change ...func(*v1alpha1.Function)) (*plane, *function, chan answer) {
+func coldPlane(t *testing.T, address string, c corev1.Container, change ...func(*plane)) (*plane, *function, chan answer) {
 	t.Helper()
 	p := newPlane(t, nil)
 	p.proxy.podReader = specOf(c)
-	fn := p.add(newTestFunction("hello", change...))
+	for _, f := range change {
+		f(p)
+	}
+	fn := p.add(newTestFunction("hello"))
 	p.table.setSlice(newPodSlice("hello", 0, address, false))
 	answers := make(chan answer, 1)
 	url := p.gateURL(fn)
@@ -182,27 +185,20 @@ func counterValue(t *testing.T, c prometheus.Counter) float64 {
 
 func TestPodWithoutProbeIsProvenByItsPort(t *testing.T) {
 	address := refusing(t)
-	p, fn, answers := coldPlane(t, address, container("a"))
-	var conns atomic.Int64
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(echo))
-	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
-		if s == http.StateNew {
-			conns.Add(1)
+	var dials atomic.Int64 // of requests
+	p, fn, answers := coldPlane(t, address, container("a"), func(p *plane) {
+		dial := p.proxy.dial
+		p.proxy.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			dials.Add(1)
+			return dial(ctx, network, address)
 		}
-	}
-	ln, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = srv.Listener.Close()
-	srv.Listener = ln
-	srv.Start()
-	t.Cleanup(srv.Close)
+	})
+	serveAt(t, address, http.HandlerFunc(echo))
 	if got := <-answers; got.status != http.StatusOK {
 		t.Fatalf("got %d %q, want 200", got.status, got.body)
 	}
-	if n := conns.Load(); n != 1 {
-		t.Errorf("connections to the pod: %d, want the probe's one, used by the request", n)
+	if n := dials.Load(); n != 0 {
+		t.Errorf("dials for the request: %d, want none: it has the probe's connection", n)
 	}
 	wantFinished(t, fn, map[outcome]uint64{outcomeOK: 1})
 	if n := counterValue(t, p.proxy.metrics.probes.WithLabelValues(probeProven)); n != 1 {
