@@ -106,9 +106,15 @@ func TestClientThatLeavesFreesItsPlace(t *testing.T) {
 			p := newPlane(t, nil)
 			fn := p.add(newTestFunction("hello", maxHeld(1)))
 			address := strings.TrimPrefix(p.gateURL(fn), "http://")
-			const times = 5
-			fastest := time.Hour
-			for range times {
+			// Who is looked for is found a whole interval after it came.
+			const promised = 250 * time.Millisecond
+			limit := promised + promised/2
+			if tt.atOnce {
+				limit = promised / 2
+			}
+			// As often as it takes to catch the machine when it is not busy: nobody is faster than the gate.
+			times, fastest := 0, time.Hour
+			for begin := time.Now(); times == 0 || fastest > limit && time.Since(begin) < 10*time.Second; times++ {
 				leave := tt.client(t, address)
 				eventually(t, "it is held", func() bool { return held(fn) == 1 })
 				began := time.Now()
@@ -116,16 +122,10 @@ func TestClientThatLeavesFreesItsPlace(t *testing.T) {
 				eventually(t, "its place is free", func() bool { return held(fn) == 0 && p.proxy.held.Load() == 0 })
 				fastest = min(fastest, time.Since(began))
 			}
-			// Of several, because the machine may be busy. Who is looked for is found a whole interval after it came.
-			const promised = 250 * time.Millisecond
-			limit := promised + promised/2
-			if tt.atOnce {
-				limit = promised / 2
-			}
 			if fastest > limit {
 				t.Errorf("its place is free after %s, want %s at most", fastest, limit)
 			}
-			wantFinished(t, fn, map[outcome]uint64{outcomeClientGone: times})
+			wantFinished(t, fn, map[outcome]uint64{outcomeClientGone: uint64(times)})
 		})
 	}
 }
