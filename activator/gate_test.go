@@ -162,11 +162,11 @@ func TestRequestsInFlightOutliveTheirPort(t *testing.T) {
 
 func TestAPortThatIsTakenIsTriedAgain(t *testing.T) {
 	g := newGated(t)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	port := freePort(t) // and none of the kernel's, which has it for others while nobody listens
+	ln, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := int32(ln.Addr().(*net.TCPAddr).Port)
 	g.table.setFunction(newTestFunction("a", gatePort(port)))
 	eventually(t, "the failure is counted", func() bool { return strings.Contains(exposition(t, g.plane), "sluice_gate_ports_failed 1") })
 	_ = ln.Close()
