@@ -21,7 +21,7 @@ import (
 
 // How pods are asked. The answer waits for it.
 const (
-	askTime  = 100 * time.Millisecond // at most
+	askTime  = 500 * time.Millisecond // at most
 	askQuiet = 20 * time.Millisecond  // after a pod was told of, until it was the last
 	askAgain = time.Second            // until then what was said before does
 )

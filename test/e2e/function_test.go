@@ -210,7 +210,7 @@ func (s *story) deployment(name string) *appsv1.Deployment {
 	return &d
 }
 
-// awaitPhase waits until the function is in phase; Idle includes no replicas and no pod that would still answer.
+// awaitPhase waits until the function is in phase. One that is Idle has no replicas; see awaitNoPod.
 func (s *story) awaitPhase(name string, phase v1alpha1.Phase, limit time.Duration) {
 	s.Helper()
 	eventually(s.T, limit, fmt.Sprintf("function %s to be %s", name, phase), func(ctx context.Context) string {

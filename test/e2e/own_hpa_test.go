@@ -115,6 +115,7 @@ func ownHPAToZero(s *story) {
 		s.awaitGate("hello", true)
 	}
 	atZero()
+	s.awaitNoPod("hello")
 	url := s.clusterIP("sluice-hello")
 	s.Logf("from the zero of the user's HPA: %s", s.mustAnswer(url, ""))
 	if n := *s.deployment("hello").Spec.Replicas; n < 1 {

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -78,6 +79,18 @@ func (s *story) pods(app string) []corev1.Pod {
 		s.Fatal(err)
 	}
 	return pods.Items
+}
+
+// awaitNoPod waits until the last pod of app has ended. Until then an activator that has not heard of its end may send it what
+// comes, and be answered.
+func (s *story) awaitNoPod(app string) {
+	s.Helper()
+	eventually(s.T, 60*time.Second, "the last pod of "+app+" to end", func(context.Context) string {
+		if n := len(s.pods(app)); n > 0 {
+			return fmt.Sprintf("there are %d", n)
+		}
+		return ""
+	})
 }
 
 // activators are the two that run.
