@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"runtime"
@@ -112,20 +113,24 @@ func (c *Cluster) bringUpControlPlane(ctx context.Context, opts Options) error {
 	return c.saveRecord(rec)
 }
 
-// freePorts finds free loopback ports. All are held until all are found, so that they differ.
+// freePorts finds free loopback ports. All are held until all are found, so that they differ. They are below those that the
+// kernel gives to connections, so that a program that ends finds its port free when it begins again.
 func freePorts() (ports, error) {
+	const low, high = 10000, 15000
 	var p ports
 	for _, port := range []*int{&p.etcd, &p.peer, &p.apiServer, &p.controllers} {
-		listener, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-		if err != nil {
-			return ports{}, fmt.Errorf("finding a free port: %w", err)
+		for range 1000 {
+			free := low + rand.IntN(high-low)
+			listener, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: free})
+			if err == nil {
+				defer func() { _ = listener.Close() }()
+				*port = free
+				break
+			}
 		}
-		defer func() { _ = listener.Close() }()
-		addr, ok := listener.Addr().(*net.TCPAddr)
-		if !ok {
-			return ports{}, fmt.Errorf("finding a free port: listening on %v", listener.Addr())
+		if *port == 0 {
+			return ports{}, fmt.Errorf("found no free port from %d to %d", low, high-1)
 		}
-		*port = addr.Port
 	}
 	return p, nil
 }

@@ -7,15 +7,15 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"math/rand/v2"
-	"net"
 	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-dev/sluice/test/port"
 )
 
 // startTimeout bounds how long brokers may take until they are ready. On two idle cores one takes two seconds.
@@ -100,7 +100,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if len(o.Users) > 0 {
 		listeners = append(listeners, SASLListener)
 	}
-	addresses, err := freeAddresses(ctx, o.Host, o.Brokers*len(listeners))
+	addresses, err := port.Free(ctx, o.Host, o.Brokers*len(listeners))
 	if err != nil {
 		return nil, err
 	}
@@ -163,24 +163,4 @@ func (c *Cluster) Addresses(l Listener) []string {
 		}
 	}
 	return all
-}
-
-// freeAddresses returns n addresses of host that are free, and stay so while a broker is away: their ports are below
-// those that the kernel gives to connections, and below Kubernetes' node ports.
-func freeAddresses(ctx context.Context, host string, n int) ([]string, error) {
-	const low, high = 15000, 30000
-	var free []string
-	for range 1000 {
-		if len(free) == n {
-			return free, nil
-		}
-		address := net.JoinHostPort(host, strconv.Itoa(low+rand.IntN(high-low)))
-		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
-		if err != nil {
-			continue
-		}
-		defer func() { _ = ln.Close() }() // all at the end, so that none is found twice
-		free = append(free, address)
-	}
-	return nil, fmt.Errorf("kafka: found %d free ports on %s, want %d", len(free), host, n)
 }

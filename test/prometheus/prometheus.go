@@ -8,13 +8,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sluice-dev/sluice/test/port"
 )
 
 // startTimeout bounds how long a server may take until it answers queries.
@@ -133,11 +134,11 @@ type Server struct {
 func Start(ctx context.Context, o Options) (*Server, error) {
 	s := &Server{Address: o.Address, log: filepath.Join(o.Dir, "log"), done: make(chan struct{})}
 	if s.Address == "" {
-		free, err := freeAddress(ctx)
+		free, err := port.Free(ctx, "127.0.0.1", 1)
 		if err != nil {
 			return nil, err
 		}
-		s.Address = free
+		s.Address = free[0]
 	}
 	s.URL = "http://" + s.Address
 	if o.TLS != nil {
@@ -243,13 +244,4 @@ func (o Options) arguments(address string) ([]string, error) {
 		"--config.file=" + filepath.Join(o.Dir, "prometheus.yml"), "--web.config.file=" + filepath.Join(o.Dir, "web.yml"),
 		"--storage.tsdb.path=" + filepath.Join(o.Dir, "data"), "--web.listen-address=" + address,
 	}, nil
-}
-
-func freeAddress(ctx context.Context) (string, error) {
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String(), nil
 }

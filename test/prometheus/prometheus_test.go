@@ -26,6 +26,7 @@ import (
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 	"github.com/sluice-dev/sluice/providers"
 	"github.com/sluice-dev/sluice/providers/prometheus"
+	"github.com/sluice-dev/sluice/test/port"
 )
 
 var state = flag.String("state", "", "state directory, below which the program is kept")
@@ -69,10 +70,11 @@ func function(t *testing.T, rate int) (address string) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../function").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	address, err := freeAddress(t.Context())
+	free, err := port.Free(t.Context(), "127.0.0.1", 1)
 	if err != nil {
 		t.Fatal(err)
 	}
+	address = free[0]
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, program, "--listen", address, "--name", "hello")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-dev/sluice/test/bench/world"
+	"github.com/sluice-dev/sluice/test/port"
 )
 
 const (
@@ -46,7 +47,7 @@ func measure(ctx context.Context, o options) error {
 
 // measureWith measures with n functions, in processes that have seen nothing else.
 func measureWith(ctx context.Context, o options, w *world.World, n int, out *tabwriter.Writer) error {
-	addresses, err := world.FreeAddresses(ctx, 5)
+	addresses, err := port.Free(ctx, "127.0.0.1", 5)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/sluice-dev/sluice/test/bench/kafka/subject"
 	"github.com/sluice-dev/sluice/test/bench/world"
 	"github.com/sluice-dev/sluice/test/kafka"
+	"github.com/sluice-dev/sluice/test/port"
 )
 
 const (
@@ -83,7 +84,7 @@ type watched struct {
 
 // start runs a subject.
 func start(ctx context.Context, t *truth, name string, groups int) (*watched, error) {
-	addresses, err := world.FreeAddresses(ctx, 1)
+	addresses, err := port.Free(ctx, "127.0.0.1", 1)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sluice-dev/sluice/test/bench/world"
+	"github.com/sluice-dev/sluice/test/port"
 )
 
 const (
@@ -112,7 +113,7 @@ func (b *bench) startAdapter(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	addresses, err := world.FreeAddresses(ctx, 1)
+	addresses, err := port.Free(ctx, "127.0.0.1", 1)
 	if err != nil {
 		return log, err
 	}
