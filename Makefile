@@ -63,7 +63,7 @@ compiler:
 	@if [ -z "$(RACE)" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "The race detector needs a C compiler: installing the Debian packages gcc and libc6-dev."; \
-	    apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o DPkg::Lock::Timeout=120 --no-install-recommends gcc libc6-dev >/dev/null; \
+	    apt-get update -qq -o DPkg::Lock::Timeout=120 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o DPkg::Lock::Timeout=120 --no-install-recommends gcc libc6-dev >/dev/null; \
 	  else echo "No C compiler: unit tests run without the race detector. (Debian: apt-get install gcc libc6-dev)"; fi; fi
 
 .PHONY: unit

@@ -21,7 +21,8 @@ import (
 
 // How pods are asked. The answer waits for it.
 const (
-	askTime  = 500 * time.Millisecond // at most
+	askTime  = 500 * time.Millisecond // at most, for an API server that has much to do
+	askFirst = 100 * time.Millisecond // from when it has taken the watch until it tells of a pod, if there is one
 	askQuiet = 20 * time.Millisecond  // after a pod was told of, until it was the last
 	askAgain = time.Second            // until then what was said before does
 )
@@ -77,7 +78,7 @@ func (p *proxy) askPods(fn *function) string {
 	}
 	defer events.Stop()
 	pods := map[types.UID]*corev1.Pod{}
-	var quiet <-chan time.Time
+	quiet := time.After(askFirst)
 	for {
 		select {
 		case event, ok := <-events.ResultChan():

@@ -132,7 +132,7 @@ func TestHoldTimeoutSaysWhatThePodsSay(t *testing.T) {
 				api.set(i, noPull)
 			}
 		}, strings.Repeat(`; pod hello-#: container app: ImagePullBackOff: Back-off pulling image "x"`, maxSaying) + "; 2 more pods", askQuiet},
-		{"no pod", func(*apiPods, *plane) {}, "", askTime},
+		{"no pod", func(*apiPods, *plane) {}, "", askFirst},
 		{"silence", func(api *apiPods, p *plane) { p.proxy.podReader = silentPods{api} }, "", askTime},
 		{"forbidden", func(api *apiPods, _ *plane) { api.refuse = apierrors.NewForbidden(corev1.Resource("pods"), "", nil) }, "", 0},
 		{"no Service", func(api *apiPods, _ *plane) { api.service.Name = "other" }, "", 0},

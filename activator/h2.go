@@ -35,7 +35,7 @@ type h2NetConn struct {
 	settled chan struct{} // closed when the settings are in force, or will never be
 
 	settle sync.Once
-	mu     sync.Mutex // the reader's to write what follows, which it reads without: Close may come while it reads
+	mu     sync.Mutex // protects following; only the reader writes them, and so it alone may read them without
 	first  []byte     // what has been read of the first frame's header
 	unread int        // bytes of the first frame that have not been read
 }

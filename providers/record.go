@@ -185,7 +185,8 @@ func (s *Store) recordAbsent(src *source, sp span, known bool) {
 }
 
 // attach returns the track in place of tr that belongs to the function of that name, as there is one now. A track never
-// changes its function: somebody may be looking at the former one still, whose tracks went with it.
+// changes its function: somebody may be looking at the former one still, whose tracks went with it. What the source had counted
+// by then stays, so that it does not count for the new one.
 func (s *Store) attach(tr *track, name types.NamespacedName) *track {
 	s.mu.RLock()
 	f := s.functions[name]

@@ -11,7 +11,7 @@ import (
 	"github.com/sluice-dev/sluice/api/v1alpha1"
 )
 
-// leavesTheGate is how soon, after a function in mode Direct is Active, none of its requests passes through the gate, and
+// leavesTheGate is how soon, after the gate has left the Service, no request passes through it, and
 // besideTheGate for how long that is looked at.
 const (
 	leavesTheGate = 5 * time.Second

@@ -234,8 +234,9 @@ func (s *story) asleep(fn *v1alpha1.Function) {
 	s.awaitGate(fn.Name, true)
 }
 
-// awaitGate waits until the gate is, or is not, in the path of the function's own Service. If it is, each activator takes
-// connections at the function's port by then, and so knows its hosts, of which it is told together with the port.
+// awaitGate waits until the gate is, or is not, in the path of the function's own Service. If it is, each activator
+// that the Service leads to takes connections at the function's port by then, and so knows its hosts, of which it is told together
+// with the port.
 func (s *story) awaitGate(name string, inPath bool) {
 	s.Helper()
 	eventually(s.T, 20*time.Second, fmt.Sprintf("gate of %s in path = %v", name, inPath), func(ctx context.Context) string {

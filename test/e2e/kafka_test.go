@@ -35,7 +35,7 @@ func kafkaDrains(s *story) {
 	q := s.topic("drains", partitions)
 	fn := q.function("drains", "500")
 	fn.Spec.Scale.MaxReplicas = 20
-	// So that there is a lag while nobody works it off, and that all records are there when it wakes.
+	// So that there is a lag while nobody works it off, and that most records are there when it wakes.
 	activation := resource.MustParse("9k")
 	fn.Spec.Metrics[0].KafkaLag.Activation = &activation
 	s.consumers("drains", q, 80*time.Millisecond) // 67 s, which is long enough for the tool to run a number of times
@@ -147,7 +147,7 @@ func kafkaAndRate(s *story) {
 	const partitions, rate = 2, 60.0
 	q := s.topic("both", partitions)
 	fn := onRate(q.function("both", "100"), "17")
-	activation := resource.MustParse("240") // so that the records that wake it are there when it wakes
+	activation := resource.MustParse("240") // so that most records are there when it wakes
 	fn.Spec.Metrics[0].KafkaLag.Activation = &activation
 	fn.Spec.Traffic = proxied("both").Spec.Traffic
 	fn.Spec.Scale.MaxReplicas = 8

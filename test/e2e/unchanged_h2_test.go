@@ -77,10 +77,19 @@ func talkH2(ctx context.Context, p peer) ([]seen, error) {
 		_, err := whole(http.MethodGet, "/next", nil, nil)
 		return err
 	})
-	if err == nil && dials != 1 {
-		err = fmt.Errorf("%d connections were made; want 1 for all", dials)
+	if err != nil {
+		return nil, err
 	}
-	return []seen{head, echo, events}, err
+	saw := []seen{head, echo, events}
+	for _, a := range saw {
+		if a.Status != http.StatusOK {
+			return nil, fmt.Errorf("status %d: %.300s", a.Status, a.Body)
+		}
+	}
+	if dials != 1 {
+		return nil, fmt.Errorf("%d connections were made; want 1 for all", dials)
+	}
+	return saw, nil
 }
 
 // talkGRPC has a call of each kind: of one message, with an answer of many, of many both ways by turns, one that fails, and
@@ -102,18 +111,22 @@ func talkGRPC(ctx context.Context, p peer) ([]seen, error) {
 		byTurns  bool // each message is sent when there is an answer to the one before
 		metadata []string
 		deadline time.Duration
+		code     codes.Code
 	}{
 		{method: "Unary", sends: []string{"one"}, deadline: callLimit},
 		{method: "Stream", sends: []string{"many"}, metadata: []string{"count", "4", "delay", "5ms"}, deadline: callLimit},
 		{method: "Chat", sends: []string{"a", "", strings.Repeat("long ", 20<<10)}, byTurns: true, deadline: callLimit},
-		{method: "Stream", sends: []string{"failing"}, metadata: []string{"count", "1", "code", "5"}, deadline: callLimit},
-		{method: "Unary", sends: []string{"late"}, metadata: []string{"delay", "1m"}, deadline: time.Second},
+		{method: "Stream", sends: []string{"failing"}, metadata: []string{"count", "1", "code", "5"}, deadline: callLimit, code: codes.NotFound},
+		{method: "Unary", sends: []string{"late"}, metadata: []string{"delay", "1m"}, deadline: time.Second, code: codes.DeadlineExceeded},
 	} {
 		ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, c.metadata...), c.deadline)
 		a, err := callGRPC(ctx, conn, "/function.Echo/"+c.method, c.sends, c.byTurns)
 		cancel()
 		if err != nil {
 			return saw, fmt.Errorf("%s of %.20q: %w", c.method, c.sends, err)
+		}
+		if a.Status != int(c.code) {
+			return saw, fmt.Errorf("%s of %.20q: status %d, want %d", c.method, c.sends, a.Status, c.code)
 		}
 		saw = append(saw, a)
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // Free returns n addresses of host, each host:port, that are free, and stay so while their server is away: the ports are below
-// those that the kernel gives to connections, below Kubernetes' node ports, and above those of test/cluster.
+// those that the kernel gives to connections by default, below Kubernetes' node ports, and above those of test/cluster.
 func Free(ctx context.Context, host string, n int) ([]string, error) {
 	const low, high = 15000, 30000
 	var free []string
