@@ -15,7 +15,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -460,21 +459,6 @@ func (s *story) followLag(name string, t *topic) (compare func(from int64)) {
 		for _, wrong := range got.Wrong {
 			s.Error(wrong)
 		}
-	}
-}
-
-// deleteAPod deletes one of the pods of name that consume, as an eviction does.
-func (s *story) deleteAPod(name string) {
-	s.Helper()
-	var pods corev1.PodList
-	if err := s.client.List(s.Context(), &pods, client.InNamespace(s.namespace), client.MatchingLabels{"app": name}); err != nil {
-		s.Fatal(err)
-	}
-	if len(pods.Items) == 0 {
-		s.Fatal("no pod of ", name)
-	}
-	if err := s.client.Delete(s.Context(), &pods.Items[0]); err != nil {
-		s.Fatal(err)
 	}
 }
 

@@ -93,6 +93,18 @@ func (s *story) awaitNoPod(app string) {
 	})
 }
 
+// deleteAPod deletes one of the pods of app, as an eviction does.
+func (s *story) deleteAPod(app string) {
+	s.Helper()
+	pods := s.pods(app)
+	if len(pods) == 0 {
+		s.Fatal("no pod of ", app)
+	}
+	if err := s.client.Delete(s.Context(), &pods[0]); err != nil {
+		s.Fatal(err)
+	}
+}
+
 // activators are the two that run.
 func (s *story) activators() []corev1.Pod {
 	s.Helper()
